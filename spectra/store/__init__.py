@@ -1,0 +1,27 @@
+"""Runs on disk: the folder's layout, the Parquet schema, the one writer and the one reader."""
+
+from spectra.store.files import whole_file
+from spectra.store.run import Run, find_runs, software_versions
+from spectra.store.schema import (
+    DRIFT,
+    DRIFT_QUANTITIES,
+    KEYS,
+    SPECTRUM,
+    TRAINING,
+    TRAINING_QUANTITIES,
+)
+from spectra.store.tables import PartTable
+
+__all__ = [
+    "DRIFT",
+    "DRIFT_QUANTITIES",
+    "KEYS",
+    "SPECTRUM",
+    "TRAINING",
+    "TRAINING_QUANTITIES",
+    "PartTable",
+    "Run",
+    "find_runs",
+    "software_versions",
+    "whole_file",
+]

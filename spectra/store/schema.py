@@ -1,0 +1,85 @@
+"""The columns of a run's Parquet files, with their types and meanings: one place for both."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+KEYS = ("step", "layer", "module")
+"""What names one row of drift and of spectrum within a run."""
+
+_KEY_FIELDS = [
+    pa.field("run", pa.string()),
+    pa.field("method", pa.string()),
+    pa.field("module", pa.string()),
+    pa.field("step", pa.int64()),
+    pa.field("layer", pa.int64()),
+]
+
+DRIFT_QUANTITIES = {
+    "delta_sigma": "ΔΣ, mean |σ_t − σ_0| (Eq. 1); in the unit of the weights",
+    "delta_d": "ΔD, 1 − mean overlap of left and right singular vectors (Eq. 4)",
+    "delta_u": "left half of ΔD: 1 − mean |⟨u_t, u_0⟩|",
+    "delta_v": "right half of ΔD: 1 − mean |⟨v_t, v_0⟩|",
+    "sigma_max": "largest singular value of W_t",
+    "sigma_min": "smallest singular value of W_t",
+    "kappa": "condition number of W_t, σ_max/σ_min",
+    "kappa_p": "condition number of the trained part W_p = U_p diag(S_p) V_pᵀ",
+    "kappa_u": "condition number of U_p",
+    "kappa_v": "condition number of V_p",
+    "ortho_u": "orthonormality error ‖U_pᵀU_p − I‖_F",
+    "ortho_v": "orthonormality error ‖V_pᵀV_p − I‖_F",
+    "matched_d": "ΔD over best-matching vectors, so that crossings do not count",
+    "subspace_d": "drift of the leading subspace, from its principal angles",
+    "intruders": "number of intruder dimensions",
+    "stable_rank": "‖W_t‖_F² / ‖W_t‖₂²",
+    "effective_rank": "exp of the entropy of σ/Σσ (Roy and Vetterli 2007)",
+    "frobenius_drift": "‖W_t − W_0‖_F / ‖W_0‖_F",
+    "spectral_drift": "‖W_t − W_0‖₂ / ‖W_0‖₂",
+    "sigma_noise": "ΔΣ that rounding W_0 to this checkpoint's storage dtype alone would give",
+    "d_noise": "ΔD that rounding W_0 to this checkpoint's storage dtype alone would give",
+    "residual": "largest measured error of the decompositions behind the row (relative)",
+}
+"""Every float64 column of drift and its meaning, in the order of the file."""
+
+DRIFT = pa.schema(
+    [
+        *_KEY_FIELDS,
+        pa.field("rows", pa.int64()),
+        pa.field("cols", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in DRIFT_QUANTITIES),
+        pa.field("dtype", pa.string()),
+        pa.field("solver", pa.string()),
+        # Names the checkpoint, the base and the engine a row came from; a row whose source is
+        # no longer the current one is stale and is computed again.
+        pa.field("source", pa.string()),
+    ]
+)
+"""One row per step × layer × module: the drift of one matrix from its base."""
+
+SPECTRUM = pa.schema(
+    [
+        *_KEY_FIELDS,
+        pa.field("sigma", pa.list_(pa.float32())),
+        pa.field("overlap_u", pa.list_(pa.float32())),
+        pa.field("overlap_v", pa.list_(pa.float32())),
+        pa.field("source", pa.string()),
+    ]
+)
+"""One row per step × layer × module: the arrays of length k behind a drift row."""
+
+TRAINING_QUANTITIES = {
+    "loss": "training loss of the step, nats per token",
+    "grad_norm": "norm of the task's gradient before clipping",
+    "lr": "learning rate",
+    "ortho_loss": "orthonormal regularizer L_reg (Eq. 8), unweighted",
+    "seconds": "seconds since the run's training started, over all attempts",
+}
+"""Every float64 column of training and its meaning."""
+
+TRAINING = pa.schema(
+    [
+        pa.field("step", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in TRAINING_QUANTITIES),
+    ]
+)
+"""One row per recorded optimizer step."""

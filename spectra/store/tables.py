@@ -1,0 +1,148 @@
+"""The one writer and the one reader of a run's Parquet tables."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spectra.store.files import TEMPORARY_PREFIX, remove_leftovers, whole_file
+from spectra.store.schema import KEYS
+
+# A part being written takes far less; older unfinished files belong to a killed process.
+_LEFTOVER_AGE_SECONDS = 3600.0
+_READ_ATTEMPTS = 5
+
+
+class PartTable:
+    """A Parquet table in a folder, that grows by whole parts and survives a kill at any moment.
+
+    Every append is a file of its own, complete when its name appears. When two parts hold the
+    same key, the later one counts. `compact` turns many parts into one; a kill half-way leaves
+    duplicates, which reading resolves, and never a gap.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the parts lie; created by the first append.
+    schema : pyarrow.Schema
+        The columns; columns a part lacks read as null.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self.folder = Path(folder)
+        self.schema = schema
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `rows` as one new part; missing columns become null.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written or the disk is full; earlier parts stay whole.
+        """
+        if rows:
+            self._write(pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema))
+
+    def read(
+        self,
+        columns: Iterable[str] | None = None,
+        filters: list[tuple[str, str, Any]] | None = None,
+    ) -> pd.DataFrame:
+        """Return the current rows, sorted by step, layer and module.
+
+        Parameters
+        ----------
+        columns : iterable of str, optional
+            Read only these, and the keys; all by default.
+        filters : list of (column, operator, value), optional
+            As `pyarrow.parquet.read_table` takes them.
+
+        Raises
+        ------
+        OSError
+            If a part cannot be read; the message names it.
+        """
+        names = [n for n in self.schema.names if columns is None or n in {*columns, *KEYS}]
+        tables = []
+        for attempt in range(_READ_ATTEMPTS):
+            try:
+                tables = [self._read_part(p, names, filters) for p in self.parts()]
+                break
+            except FileNotFoundError:
+                # A concurrent compaction replaced the parts that were just listed.
+                if attempt == _READ_ATTEMPTS - 1:
+                    raise
+                time.sleep(0.05)
+        empty = pa.schema([self.schema.field(n) for n in names]).empty_table()
+        frame = pa.concat_tables([empty, *tables], promote_options="permissive").to_pandas()
+        frame = frame.drop_duplicates(list(KEYS), keep="last")
+        return frame.sort_values(list(KEYS), ignore_index=True)
+
+    def compact(self, steps: Collection[int]) -> None:
+        """Merge all parts into one; readers and a kill see whole rows throughout.
+
+        Parameters
+        ----------
+        steps : collection of int
+            Steps that still exist; rows of others, from an attempt that was trained again
+            otherwise, are dropped.
+        """
+        parts = self.parts()
+        frame = self.read()
+        kept = frame[frame["step"].isin(list(steps))]
+        if len(parts) > 1 or len(kept) < len(frame):
+            frame = kept
+            self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
+            for part in parts:
+                part.unlink(missing_ok=True)
+        remove_leftovers(self.folder, time.time() - _LEFTOVER_AGE_SECONDS)
+
+    def parts(self) -> list[Path]:
+        """Return the parts' files, oldest first."""
+        return sorted(
+            p for p in self.folder.glob("*.parquet") if not p.name.startswith(TEMPORARY_PREFIX)
+        )
+
+    def _write(self, table: pa.Table) -> None:
+        # Names sort by time of writing, so "later" needs no clock inside the files.
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        with whole_file(self.folder / name) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    def _read_part(
+        self, path: Path, names: list[str], filters: list[tuple[str, str, Any]] | None
+    ) -> pa.Table:
+        try:
+            available = set(pq.read_schema(path).names)
+            return pq.read_table(
+                path, columns=[n for n in names if n in available], filters=filters
+            )
+        except pa.ArrowInvalid as error:
+            raise OSError(
+                f"{path} is not a readable Parquet file ({error}). Delete it and run "
+                "`spectra analyze` again to compute its rows anew."
+            ) from error
+
+
+def write_training(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Replace the training table by `rows`, whole or not at all."""
+    with whole_file(path) as temporary:
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_training(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """Return the training table, one row a step in ascending order; empty if there is none."""
+    if not path.exists():
+        return schema.empty_table().to_pandas()
+    try:
+        return pq.read_table(path).to_pandas()
+    except pa.ArrowInvalid as error:
+        raise OSError(f"{path} is not a readable Parquet file ({error}).") from error
