@@ -1,0 +1,187 @@
+"""What the index says of a matrix, and what reading it gives."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Parts of a parameter's path that wrappers put there: DDP, torch.compile, PEFT, FSDP.
+_WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_layer",
+}
+_PEFT_PREFIX = "base_model.model."
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}
+"""The floating dtypes of safetensors headers, by the names torch uses."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight of a checkpoint, as its headers describe it.
+
+    Attributes
+    ----------
+    name : str
+        Path of the layer without wrappers and without ``.weight``.
+    layer : int
+        Index of the transformer layer, from the path.
+    module : str
+        Last part of the path, such as ``"q_proj"``.
+    shape : tuple of int
+        (out_features, in_features).
+    dtype : str
+        In which the numbers lie on disk, such as ``"bfloat16"``.
+    """
+
+    name: str
+    layer: int
+    module: str
+    shape: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TrainedFactors:
+    """The trained principal part W_p = U_p diag(S_p) V_pᵀ of a SORSA adapter.
+
+    Attributes
+    ----------
+    u, s, vh : Tensor of shape (m, r), (r,), (r, n)
+        As stored.
+    """
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+
+@dataclass(frozen=True)
+class Weight:
+    """W_t of one matrix: the matrix itself, or its update on the base as factors.
+
+    Attributes
+    ----------
+    dense : Tensor of shape (m, n), optional
+        W_t as stored.
+    update : pair of Tensor of shape (m, q) and (q, n), float64, optional
+        Factors B, A with W_t = W_0 + B A, scaling included. Both `dense` and `update` are
+        ``None`` where W_t is exactly W_0.
+    factors : TrainedFactors, optional
+        The trained SVD factors behind the update, where the method has them.
+    """
+
+    dense: Tensor | None = None
+    update: tuple[Tensor, Tensor] | None = None
+    factors: TrainedFactors | None = None
+
+    def on(self, w_0: Tensor) -> Tensor:
+        """Return W_t in float64, given W_0 of the same shape.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit: the base is another model's.
+        """
+        base = w_0.double()
+        shape = tuple(base.shape)
+        if self.dense is not None:
+            shape = tuple(self.dense.shape)
+        elif self.update is not None:
+            shape = (self.update[0].shape[0], self.update[1].shape[1])
+        if shape != tuple(base.shape):
+            raise ValueError(
+                f"The base's matrix has shape {tuple(base.shape)}, the checkpoint's has {shape}. "
+                "Give the base this checkpoint was trained from."
+            )
+        if self.dense is not None:
+            return self.dense.double()
+        return base if self.update is None else base + self.update[0] @ self.update[1]
+
+
+class Checkpoint(Protocol):
+    """One state of a model on disk, read matrix by matrix."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done; 0 is the base."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """The fine-tuning method, as far as the files tell."""
+        ...
+
+    @property
+    def matrices(self) -> Sequence[Matrix]:
+        """Its weights, as the headers describe them."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the checkpoint's content may have changed."""
+        ...
+
+    @property
+    def base(self) -> str | None:
+        """Which base the checkpoint names: a folder or a hub id."""
+        ...
+
+    def read(self, matrix: Matrix) -> Weight:
+        """Read one matrix and nothing else; raises `CheckpointError` where the file is broken."""
+        ...
+
+
+def clean_name(parameter: str) -> str:
+    """Return a parameter's path without ``.weight`` and without what wrappers added.
+
+    Examples
+    --------
+    >>> clean_name("_orig_mod.base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight")
+    'model.layers.3.self_attn.q_proj'
+    """
+    name = parameter.removesuffix(".weight")
+    parts = [p for p in name.split(".") if p not in _WRAPPERS]
+    return ".".join(parts).removeprefix(_PEFT_PREFIX)
+
+
+def locate(name: str) -> tuple[int, str] | None:
+    """Return (layer, module) of a cleaned path, or ``None`` where it has no layer number.
+
+    Examples
+    --------
+    >>> locate("model.layers.12.self_attn.v_proj")
+    (12, 'v_proj')
+    """
+    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    return (int(numbers[0]), name.rsplit(".", 1)[-1]) if numbers else None
+
+
+def matches(module: str, patterns: Iterable[str] | None) -> bool:
+    """Whether a module's name is one of `patterns` (names or globs); ``None`` matches all."""
+    return patterns is None or any(fnmatch.fnmatchcase(module, p) for p in patterns)
+
+
+def torch_dtype_name(dtype: torch.dtype) -> str:
+    """Return ``"bfloat16"`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
