@@ -90,21 +90,22 @@ class Run:
             If the file is damaged or of a newer format.
         """
         try:
-            text = self.settings_path.read_text(encoding="utf-8")
+            content = self.settings_path.read_bytes()
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.path} is not a run: it has no run.json. Give a folder that "
                 "spectra.Recorder, `spectra train` or `spectra analyze --out` wrote."
             ) from error
         try:
-            settings = json.loads(text)
+            settings = json.loads(content)
         except ValueError as error:
             raise ValueError(f"{self.settings_path} is not valid JSON ({error}).") from error
         if not isinstance(settings, dict):
             raise ValueError(f"{self.settings_path} must hold a JSON object.")
-        if settings.get("format", 0) > FORMAT:
+        version = settings.get("format", 0)
+        if not isinstance(version, int | float) or version > FORMAT:
             raise ValueError(
-                f"{self.settings_path} has format {settings['format']}, this version reads up to "
+                f"{self.settings_path} has format {version!r}, this version reads up to "
                 f"{FORMAT}. Upgrade spectra-svd."
             )
         return settings

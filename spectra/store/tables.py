@@ -18,6 +18,8 @@ from spectra.store.schema import KEYS
 # A part being written takes far less; older unfinished files belong to a killed process.
 _LEFTOVER_AGE_SECONDS = 3600.0
 _READ_ATTEMPTS = 5
+# What Arrow was seen to raise for damaged files; none of it names the file.
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
 
 
 class PartTable:
@@ -124,7 +126,9 @@ class PartTable:
             return pq.read_table(
                 path, columns=[n for n in names if n in available], filters=filters
             )
-        except pa.ArrowInvalid as error:
+        except FileNotFoundError:
+            raise
+        except _DAMAGE as error:
             raise OSError(
                 f"{path} is not a readable Parquet file ({error}). Delete it and run "
                 "`spectra analyze` again to compute its rows anew."
@@ -144,5 +148,5 @@ def read_training(path: Path, schema: pa.Schema) -> pd.DataFrame:
         return schema.empty_table().to_pandas()
     try:
         return pq.read_table(path).to_pandas()
-    except pa.ArrowInvalid as error:
+    except _DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file ({error}).") from error
