@@ -1,0 +1,216 @@
+"""The bundled trainer: one run of one method, resumable, with the hook attached."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from spectra.recording.callback import SpectraCallback
+from spectra.store import Run, whole_file
+from spectra.training.adaptation import adapt
+from spectra.training.data import read_pairs, tokenize
+from spectra.training.regularizer import SorsaRegularizerCallback
+from spectra.training.settings import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+# Written into a checkpoint when all of it is on disk; one without it is half-written.
+_COMPLETE = "complete"
+_KEPT_CHECKPOINTS = 2
+
+
+def train(
+    model: Path | str,
+    data: Path | str | list[tuple[str, str]],
+    out: Path | str,
+    settings: TrainSettings,
+    *,
+    progress: bool = True,
+) -> Run:
+    """Fine-tune a model with one method and record it; continue where a killed run stopped.
+
+    Parameters
+    ----------
+    model : Path or str
+        Folder or hub id of a causal language model.
+    data : Path, str or list of (question, answer)
+        As `spectra.training.data.read_pairs` takes it, or the pairs themselves.
+    out : Path or str
+        The run's folder. A run that is there with the same settings is continued; a finished
+        one is left as it is.
+    settings : TrainSettings
+        Method and hyperparameters.
+    progress : bool
+        Show a progress bar with the time left.
+
+    Returns
+    -------
+    Run
+        Finished; the trained adapter or model is in its ``final`` folder.
+
+    Raises
+    ------
+    ValueError
+        If `out` holds a run with other settings, or settings, model and data do not fit.
+    OSError
+        If the model cannot be loaded or the run's folder not be written.
+    """
+    run = Run(out)
+    resolved = settings.as_dict() | {"model": str(model), "data": _name_of(data)}
+    if run.exists() and _continues(run, resolved) == "finished":
+        logger.info("%s is finished already; nothing to do.", run.path)
+        return run
+
+    transformers.set_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    pairs = data if isinstance(data, list) else read_pairs(data)
+    examples = tokenize(pairs, tokenizer, settings.max_length)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded.config.use_cache = False
+    transformers.set_seed(settings.seed)  # loading may have drawn random numbers
+    adapted = adapt(loaded, settings)
+
+    recording = SpectraCallback(
+        run.path,
+        settings.modules,
+        settings.every,
+        method=settings.method,
+        base=str(model),
+        settings=resolved,
+    )
+    trainer = Trainer(
+        model=adapted,
+        args=_arguments(run, settings),
+        train_dataset=examples,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        callbacks=[recording, _MarkComplete()],
+    )
+    if settings.method.startswith("sorsa"):
+        trainer.add_callback(
+            SorsaRegularizerCallback(
+                settings.gamma,
+                reduction=settings.reduction,
+                squared=settings.squared,
+                on_value=lambda step, loss: recording.recorder.log(step, ortho_loss=loss),
+            )
+        )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
+    if progress:
+        trainer.add_callback(_Bar())
+    trainer.train(resume_from_checkpoint=_last_complete(run))
+
+    trainer.save_model(str(run.path / "final"))
+    tokenizer.save_pretrained(run.path / "final")
+    # They are there to resume from; the run's result is its snapshots and final/.
+    shutil.rmtree(run.checkpoints_path, ignore_errors=True)
+    return run
+
+
+def _arguments(run: Run, settings: TrainSettings) -> TrainingArguments:
+    # TF32 and bfloat16, as in Table 2, where the hardware has them.
+    modern_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(run.checkpoints_path),
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        bf16=modern_gpu,
+        tf32=True if modern_gpu else None,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=_KEPT_CHECKPOINTS,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _continues(run: Run, resolved: dict[str, Any]) -> str:
+    """Return the existing run's state, or refuse it if it was set to something else."""
+    stored = run.read_settings()
+    before = stored.get("settings", {})
+    differing = sorted(
+        k for k in before.keys() | resolved.keys() if before.get(k) != resolved.get(k)
+    )
+    if differing:
+        listed = "; ".join(f"{k} was {before.get(k)!r}, is {resolved.get(k)!r}" for k in differing)
+        raise ValueError(
+            f"{run.path} is a run with other settings: {listed}. Choose another --out."
+        )
+    done = stored.get("state") == "finished" and (run.path / "final").is_dir()
+    return "finished" if done else "running"
+
+
+def _last_complete(run: Run) -> str | None:
+    """Return the newest checkpoint that is whole, after deleting those that are not."""
+    complete = {}
+    for folder in run.checkpoints_path.glob("checkpoint-*"):
+        if (folder / _COMPLETE).is_file():
+            complete[int(folder.name.rsplit("-", 1)[1])] = folder
+        else:
+            shutil.rmtree(folder)
+    if not complete:
+        return None
+    step = max(complete)
+    logger.info("Continuing %s from step %d.", run.path, step)
+    return str(complete[step])
+
+
+def _name_of(data: Path | str | list[tuple[str, str]]) -> str:
+    return f"{len(data)} pairs" if isinstance(data, list) else str(data)
+
+
+class _MarkComplete(TrainerCallback):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and args.output_dir:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            with whole_file(folder / _COMPLETE) as temporary:
+                temporary.write_text("")
+
+
+class _Bar(ProgressCallback):
+    """The progress bar, with the loss beside it instead of a line a step."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        bar: Any = self.training_bar
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

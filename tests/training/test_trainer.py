@@ -1,0 +1,214 @@
+"""The bundled trainer: every method trains, records, resumes and can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoints_index import find_snapshots
+from checkpoints_index.snapshots import BASE_FILE, Snapshot
+from spectra.analysis import analyze
+from spectra.store import Run
+from spectra.training import TrainSettings, table_2
+from spectra.training.trainer import train
+from tests.helpers import tiny_model_folder
+
+METHODS = ("sorsa", "sorsa-noreg", "lora", "partial-ft")
+WORDS = ("the", "old", "river", "sings", "of", "a", "small", "bird")
+PAIRS = [
+    (" ".join(WORDS[i % 8 :] + WORDS[: i % 8]), " ".join(WORDS[: 3 + i % 4])) for i in range(48)
+]
+
+
+def settings(method: str, **changes: object) -> TrainSettings:
+    options: dict[str, object] = {
+        "rank": 3,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "max_length": 64,
+        "max_steps": 10,
+        "every": 4,
+        "save_every": 4,
+    }
+    return table_2(method, **(options | changes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_is_recorded(
+    method: str, model_folder: Path, tmp_path: Path
+) -> None:
+    run = train(model_folder, PAIRS, tmp_path / "run", settings(method), progress=False)
+    rows = run.read_training()
+    assert rows["step"].tolist() == list(range(1, 11))
+    assert rows["loss"].iloc[-3:].mean() < rows["loss"].iloc[:3].mean()
+    assert rows[["loss", "grad_norm", "lr", "seconds"]].notna().all(axis=None)
+    assert rows["ortho_loss"].notna().all() == method.startswith("sorsa")
+    steps = [s.step for s in find_snapshots(run.snapshots_path)]
+    assert steps == ([4, 8, 10] if method == "partial-ft" else [0, 4, 8, 10])
+    drift = analyze(run.path)
+    assert set(drift["step"]) == {0, 4, 8, 10}
+    assert (drift.query("step == 10")["delta_sigma"] > 0).all()
+    stored = run.read_settings()
+    assert stored["method"] == method and stored["state"] == "finished"
+    assert stored["settings"]["seed"] == 42 and stored["settings"]["rank"] == 3
+    assert (run.path / "final").is_dir() and not run.checkpoints_path.exists()
+
+
+def test_all_methods_see_the_same_data_in_the_same_order(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """Every method starts from W_0, so the first step's loss tells the first batch."""
+    first = {
+        method: train(
+            model_folder, PAIRS, tmp_path / method, settings(method, max_steps=1), progress=False
+        )
+        .read_training()["loss"]
+        .iloc[0]
+        for method in METHODS
+    }
+    assert max(first.values()) - min(first.values()) < 1e-5
+
+
+def test_the_schedule_is_a_cosine_after_the_warm_up(model_folder: Path, tmp_path: Path) -> None:
+    chosen = settings("lora", max_steps=20, warmup_ratio=0.1)
+    rates = train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False).read_training()[
+        "lr"
+    ]
+    assert rates.iloc[:2].tolist() == pytest.approx([0.0, 0.5e-2])
+    progress = torch.arange(18) / 18
+    cosine = 1e-2 * 0.5 * (1 + torch.cos(torch.pi * progress))
+    assert rates.iloc[2:].tolist() == pytest.approx(cosine.tolist(), rel=1e-5)
+
+
+def test_table_2_is_the_papers() -> None:
+    rates = {method: table_2(method).learning_rate for method in METHODS}
+    assert rates == {"sorsa": 3e-5, "sorsa-noreg": 2e-5, "lora": 2e-5, "partial-ft": 2e-5}
+    sorsa = table_2("sorsa")
+    assert (sorsa.gamma, sorsa.rank, sorsa.batch_size, sorsa.max_length) == (5e-4, 128, 128, 512)
+    assert (sorsa.epochs, sorsa.weight_decay, sorsa.warmup_ratio) == (1, 0, 0.03)
+    assert sorsa.max_grad_norm == 0
+    assert table_2("sorsa-noreg").gamma == 0
+    assert table_2("lora", rank=16).alpha == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"gamma": -1.0}, "gamma must be at least 0"),
+        ({"batch_size": 5}, "multiple of micro_batch_size, got 5 and 2"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings("sorsa", **changes)
+
+
+def test_unknown_methods_and_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="method must be one of"):
+        table_2("magic")
+    with pytest.raises(TypeError, match="No setting is called speed"):
+        table_2("lora", speed=1)
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    chosen = settings("lora", max_steps=2)
+    run = train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
+    before = run.training_path.stat().st_mtime_ns
+    train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
+    assert run.training_path.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="with other settings: .*rank was 3, is 2"):
+        train(
+            model_folder, PAIRS, tmp_path / "run", settings("lora", max_steps=2, rank=2),
+            progress=False,
+        )  # fmt: skip
+
+
+def test_modules_that_the_model_lacks_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    chosen = settings("partial-ft", modules=("query",))
+    with pytest.raises(ValueError, match="No layer of the model is called query"):
+        train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
+
+
+def final_weights(run: Run) -> dict[str, torch.Tensor]:
+    (path,) = (run.path / "final").glob("*.safetensors")
+    return load_file(path)
+
+
+@pytest.mark.parametrize("method", ["sorsa", "partial-ft"])
+def test_killed_at_any_moment_a_run_ends_like_an_undisturbed_one(
+    method: str, tmp_path: Path
+) -> None:
+    folder = tiny_model_folder(tmp_path / "model")
+    chosen = settings(method, max_steps=60, every=5, save_every=5)
+    undisturbed = train(folder, PAIRS, tmp_path / "undisturbed", chosen, progress=False)
+
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps(PAIRS))
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import json
+            from spectra.training import TrainSettings
+            from spectra.training.trainer import train
+            pairs = [tuple(p) for p in json.load(open({str(pairs)!r}))]
+            settings = TrainSettings(**json.load(open({str(tmp_path / "settings.json")!r})))
+            train({str(folder)!r}, pairs, {str(tmp_path / "killed")!r}, settings, progress=False)
+            """
+        )
+    )
+    stored = chosen.as_dict()
+    (tmp_path / "settings.json").write_text(json.dumps(stored))
+    killed = Run(tmp_path / "killed")
+    for after in (7, 23, 41):  # snapshots are at 5, 10, …: each kill is at another moment
+        process = subprocess.Popen([sys.executable, str(script)], cwd=os.getcwd())
+        while process.poll() is None and not _reached(killed, after):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in killed.snapshots_path.glob("*.safetensors"):
+            snapshot = Snapshot(path)  # whole, or this raises
+            for matrix in snapshot.matrices:
+                snapshot.read(matrix)
+    resumed = train(folder, PAIRS, killed.path, chosen, progress=False)
+
+    expected, found = final_weights(undisturbed), final_weights(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    columns = ["step", "loss", "grad_norm", "lr", "ortho_loss"]
+    pd.testing.assert_frame_equal(
+        resumed.read_training()[columns], undisturbed.read_training()[columns]
+    )
+    series = [
+        {p.name: load_file(p) for p in run.snapshots_path.glob("step-*")}
+        for run in (undisturbed, resumed)
+    ]
+    assert series[0].keys() == series[1].keys()
+    for name in series[0]:
+        for tensor in series[0][name]:
+            assert torch.equal(series[0][name][tensor], series[1][name][tensor]), (name, tensor)
+    assert (resumed.snapshots_path / BASE_FILE).is_file()
+
+
+def _reached(run: Run, step: int) -> bool:
+    """Whether a snapshot of about `step` is there."""
+    return any(
+        int(p.stem.removeprefix("step-")) >= step - step % 5
+        for p in run.snapshots_path.glob("step-*.safetensors")
+    )
