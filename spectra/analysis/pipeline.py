@@ -1,0 +1,236 @@
+"""From checkpoints to drift rows: only what is new, in order, and never half a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from checkpoints_index import Checkpoint, find_checkpoints, find_snapshots, open_model
+from checkpoints_index.snapshots import BASE_FILE, Snapshot
+from spectra.analysis.plan import Task, plan_tasks
+from spectra.analysis.rows import BaseMatrix, Row, unreadable_row
+from spectra.store import Run
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODULES = ("q_proj", "v_proj")
+# Finished rows wait at most so long in memory before they are on disk.
+_WRITE_SECONDS = 5.0
+
+
+def analyze(
+    paths: Path | str | Sequence[Path | str],
+    *,
+    base: Path | str | None = None,
+    modules: Sequence[str] | None = None,
+    out: Path | str | None = None,
+    values_only: bool = False,
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Compute the drift of every recorded matrix at every step; only what is new is computed.
+
+    Rows are written while they are made. Interrupted or killed, the next call goes on where
+    this one stopped.
+
+    Parameters
+    ----------
+    paths : Path, str or a sequence of them
+        A run (its own snapshots and base are used), or folders with checkpoints.
+    base : Path or str, optional
+        Folder of the base model. Needed for checkpoints outside a run, unless their adapters
+        name one that is on this machine.
+    modules : sequence of str, optional
+        Names or globs; for a run all that it recorded, elsewhere q_proj and v_proj.
+    out : Path or str, optional
+        The run to write to; ``runs/<name of the folder>`` for checkpoints outside a run.
+    values_only : bool
+        Singular values without vectors: no ΔD, but cheaper.
+    workers : int
+        Processes; 1 is a plain loop, -1 all cores. Each worker's BLAS gets
+        cores // workers threads.
+    scheduler : str, optional
+        Address of a Dask scheduler that does the work instead; its workers must see the files.
+    progress : bool
+        Show a progress bar with the time left.
+
+    Returns
+    -------
+    DataFrame
+        All drift rows of the run, one per step × layer × module.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist or holds no checkpoint.
+    checkpoints_index.CheckpointError
+        If a checkpoint is broken.
+    ValueError
+        If base, modules and checkpoints do not fit together.
+    """
+    given = [paths] if isinstance(paths, str | Path) else paths
+    folders = [Path(p) for p in given]
+    own = Run(folders[0]) if len(folders) == 1 and Run(folders[0]).exists() else None
+    if own is not None and out is None and base is None and _has_snapshots(own):
+        run = own
+        base_model: Checkpoint = Snapshot(run.snapshots_path / BASE_FILE, "base")
+        checkpoints = find_snapshots(run.snapshots_path, run.method)
+    else:
+        checkpoints = [c for p in folders for c in find_checkpoints(p)]
+        run = Run(out if out is not None else Path("runs") / folders[0].resolve().name)
+        base_model = open_model(_resolve_base(base, checkpoints))
+        modules = modules or DEFAULT_MODULES
+        _describe(run, checkpoints, base_model, modules)
+
+    mode = "values-only" if values_only else "vectors"
+    tasks = plan_tasks(base_model, checkpoints, modules, run.drift.read(["source"]), mode)
+    total = sum(len(task.steps) for task in tasks)
+    keys = {"run": run.name, "method": run.method}
+    writer = _Writer(run, keys)
+    bar = tqdm(total=total, desc="Analysing", unit="matrix", disable=not progress or not total)
+    try:
+        for drift, spectrum in _compute(tasks, values_only, workers, scheduler):
+            writer.add(drift, spectrum)
+            bar.update()
+    finally:
+        bar.close()
+        writer.flush()
+    steps = {0, *(c.step for c in checkpoints)}
+    run.drift.compact(steps)
+    run.spectrum.compact(steps)
+    return run.read_drift()
+
+
+class _Writer:
+    """Collects rows and writes them every few seconds, arrays before the rows that need them."""
+
+    def __init__(self, run: Run, keys: dict[str, str]) -> None:
+        self._run = run
+        self._keys = keys
+        self._drift: list[Row] = []
+        self._spectrum: list[Row] = []
+        self._written = time.monotonic()
+
+    def add(self, drift: Row, spectrum: Row) -> None:
+        self._drift.append(self._keys | drift)
+        if spectrum:
+            self._spectrum.append(self._keys | spectrum)
+        if time.monotonic() - self._written > _WRITE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._run.spectrum.append(self._spectrum)
+        self._run.drift.append(self._drift)
+        self._spectrum, self._drift = [], []
+        self._written = time.monotonic()
+
+
+def _compute(
+    tasks: list[Task], values_only: bool, workers: int, scheduler: str | None
+) -> Iterator[tuple[Row, Row]]:
+    if scheduler is None and (workers == 1 or len(tasks) < 2):
+        for task in tasks:
+            yield from _solve(task, values_only)
+        return
+    workers = min(joblib.effective_n_jobs(workers), len(tasks))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    if scheduler is None:
+        backend: dict[str, Any] = {"backend": "loky", "inner_max_num_threads": threads}
+    else:
+        _connect(scheduler)
+        backend = {"backend": "dask"}
+        workers = -1
+    with joblib.parallel_config(**backend):
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
+        for rows in parallel(joblib.delayed(_solve_all)(t, values_only, threads) for t in tasks):
+            yield from rows
+
+
+def _solve_all(task: Task, values_only: bool, threads: int) -> list[tuple[Row, Row]]:
+    torch.set_num_threads(threads)
+    return list(_solve(task, values_only))
+
+
+def _solve(task: Task, values_only: bool) -> Iterator[tuple[Row, Row]]:
+    w_0 = task.base.read(task.matrix).dense
+    if w_0 is None:
+        raise ValueError(f"{task.base.path} is an adapter, not a base model. Give its base.")
+    base = BaseMatrix(w_0, values_only)
+    for stale in task.steps:
+        keys = {
+            "step": stale.checkpoint.step,
+            "layer": stale.matrix.layer,
+            "module": stale.matrix.module,
+            "source": stale.source,
+        }
+        weight = stale.checkpoint.read(stale.matrix)
+        try:
+            drift, spectrum = base.drift(weight)
+        except ValueError as error:
+            logger.warning("%s, %s: %s", stale.checkpoint.path, stale.matrix.name, error)
+            drift, spectrum = unreadable_row(stale.matrix.shape), {}
+        yield drift | keys | {"dtype": stale.matrix.dtype}, spectrum and spectrum | keys
+
+
+def _connect(scheduler: str) -> None:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            '--scheduler needs Dask: pip install "spectra-svd[cluster]".'
+        ) from error
+    Client(scheduler)
+
+
+def _has_snapshots(run: Run) -> bool:
+    return (run.snapshots_path / BASE_FILE).is_file()
+
+
+def _resolve_base(base: Path | str | None, checkpoints: Sequence[Checkpoint]) -> Path:
+    named = {c.base for c in checkpoints}
+    if base is None and named == {None}:
+        raise ValueError("Whole weights do not say what they were trained from; give --base.")
+    if base is None and len(named) > 1:
+        raise ValueError(f"The checkpoints name several bases: {named}. Choose one with --base.")
+    path = Path(str(base if base is not None else named.pop()))
+    if path.exists():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.safetensors", "*.json"]
+        return Path(snapshot_download(str(path), allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises many kinds, and may not be installed
+        raise FileNotFoundError(
+            f"The base {path} is neither a folder here nor a model that could be fetched from the "
+            f"hub ({type(error).__name__}). Give its folder with --base."
+        ) from error
+
+
+def _describe(
+    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str]
+) -> None:
+    methods = sorted({c.method for c in checkpoints})
+    described = run.read_settings().get("base", {}).get("name") if run.exists() else None
+    if described not in (None, str(base.path)):
+        raise ValueError(
+            f"{run.path} was analysed against the base {described}, now it is {base.path}. Choose "
+            "another --out."
+        )
+    run.update_settings(
+        method="+".join(methods),
+        modules=list(modules),
+        base={"name": str(base.path), "fingerprint": base.fingerprint},
+        checkpoints=[str(c.path) for c in checkpoints],
+        state="finished",
+    )

@@ -1,0 +1,158 @@
+"""What is to be computed: which matrices of which checkpoints have no current row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from checkpoints_index import Checkpoint, Matrix, matches
+
+# Enters every row's source: rows of an engine that computed something else are made anew.
+ENGINE = "2"
+
+
+@dataclass(frozen=True)
+class StaleStep:
+    """One matrix of one checkpoint that has no current row.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        Where W_t is.
+    matrix : Matrix
+        Which one.
+    source : str
+        Digest that the new row will carry.
+    """
+
+    checkpoint: Checkpoint
+    matrix: Matrix
+    source: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One base matrix and all its stale steps: W_0 is read and decomposed once.
+
+    Attributes
+    ----------
+    base : Checkpoint
+        Where W_0 is.
+    matrix : Matrix
+        Which one.
+    steps : tuple of StaleStep
+        In ascending order of their steps.
+    """
+
+    base: Checkpoint
+    matrix: Matrix
+    steps: tuple[StaleStep, ...]
+
+
+def plan_tasks(
+    base: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
+    modules: Sequence[str] | None,
+    current: pd.DataFrame,
+    mode: str,
+) -> list[Task]:
+    """Return what is stale, matrix by matrix.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        Holds W_0 of every analysed matrix.
+    checkpoints : sequence of Checkpoint
+        The steps. Where none is step 0, the base stands for it.
+    modules : sequence of str, optional
+        Names or globs of modules; all matrices of the checkpoints by default.
+    current : DataFrame
+        The drift rows there are, with their `source`.
+    mode : str
+        What is computed, such as ``"values-only"``; part of a row's source.
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint has no matrix that matches, or the base lacks one, or two matrices of a
+        checkpoint share layer and module.
+    """
+    done = set(current[["step", "layer", "module", "source"]].itertuples(index=False, name=None))
+    bases = {m.name: m for m in base.matrices}
+    by_name: dict[str, list[StaleStep]] = {}
+    if all(c.step != 0 for c in checkpoints):
+        checkpoints = [_AsStepZero(base), *checkpoints]
+    wanted: set[str] | None = None
+    for checkpoint in reversed(checkpoints):
+        chosen = _chosen(checkpoint, modules, wanted)
+        # A base has more matrices than its adapters: the last checkpoint says which count.
+        wanted = wanted or {m.name for m in chosen}
+        for matrix in chosen:
+            if matrix.name not in bases:
+                raise ValueError(
+                    f"The base {base.path} has no matrix {matrix.name!r}, which {checkpoint.path} "
+                    f"has ({len(bases)} matrices, e.g. {next(iter(bases), None)!r}). Give the base "
+                    "this checkpoint was trained from with --base."
+                )
+            if bases[matrix.name].shape != matrix.shape:
+                raise ValueError(
+                    f"{matrix.name} has shape {bases[matrix.name].shape} in the base {base.path}, "
+                    f"but {matrix.shape} in {checkpoint.path}. Give the base this checkpoint was "
+                    "trained from with --base."
+                )
+            source = _source(checkpoint, base, mode)
+            if (checkpoint.step, matrix.layer, matrix.module, source) not in done:
+                stale = StaleStep(checkpoint, matrix, source)
+                by_name.setdefault(matrix.name, []).append(stale)
+    order = sorted(by_name, key=lambda name: (bases[name].layer, bases[name].module))
+    return [
+        Task(base, bases[n], tuple(sorted(by_name[n], key=lambda s: s.checkpoint.step)))
+        for n in order
+    ]
+
+
+def _chosen(
+    checkpoint: Checkpoint, modules: Sequence[str] | None, wanted: set[str] | None
+) -> list[Matrix]:
+    chosen = [
+        m
+        for m in checkpoint.matrices
+        if matches(m.module, modules) and (wanted is None or m.name in wanted)
+    ]
+    if not chosen:
+        names = [m.name for m in checkpoint.matrices]
+        raise ValueError(
+            f"{checkpoint.path} has no matrix {' or '.join(modules or ['at all'])} "
+            f"({len(names)} matrices, e.g. {next(iter(names), None)!r}). Name yours with --modules."
+        )
+    seen: dict[tuple[int, str], str] = {}
+    for matrix in chosen:
+        other = seen.setdefault((matrix.layer, matrix.module), matrix.name)
+        if other != matrix.name:
+            raise ValueError(
+                f"{checkpoint.path} has two matrices for layer {matrix.layer} {matrix.module}: "
+                f"{other!r} and {matrix.name!r}. Choose one kind with --modules."
+            )
+    return chosen
+
+
+class _AsStepZero:
+    """The base in the place of a checkpoint at step 0."""
+
+    step = 0
+
+    def __init__(self, base: Checkpoint) -> None:
+        self.path = base.path
+        self.method = base.method
+        self.matrices = base.matrices
+        self.fingerprint = base.fingerprint
+        self.base = base.base
+        self.read = base.read
+
+
+def _source(checkpoint: Checkpoint, base: Checkpoint, mode: str) -> str:
+    text = "|".join((ENGINE, mode, checkpoint.fingerprint, base.fingerprint))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,265 @@
+"""From checkpoints on disk to drift rows: what is computed, when, and what survives."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+
+import spectra
+from spectra.analysis import analyze
+from spectra.analysis.rows import BaseMatrix
+from spectra.store import DRIFT, Run
+from tests.analysis.test_rows import plain_svd_row
+from tests.helpers import (
+    attention_weights,
+    lora,
+    plain,
+    shake,
+    sorsa,
+    tiny_llama,
+    tiny_model_folder,
+    train_steps,
+)
+
+METHODS = {"lora": lora, "sorsa": sorsa, "partial-ft": plain}
+
+
+def record(folder: Path, method: str, steps: int = 4, every: int = 2) -> dict[int, dict]:
+    """Record a short run; returns the merged weights at the recorded steps, as PEFT has them."""
+    model = METHODS[method](tiny_llama())
+    recorder = spectra.Recorder(folder, every=every, method=method)
+    merged = {0: attention_weights(tiny_llama())}
+    with recorder.attach(model):
+        for step, loss in train_steps(model, 1, steps):
+            recorder.step(step, loss=loss)
+            whole = copy.deepcopy(model)
+            if isinstance(whole, PeftModel):
+                whole = whole.merge_and_unload()
+            merged[step] = attention_weights(whole)
+    return merged
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_a_run_are_those_of_its_merged_weights(tmp_path: Path, method: str) -> None:
+    merged = record(tmp_path / "run", method)
+    drift = analyze(tmp_path / "run")
+    assert list(drift.columns) == DRIFT.names
+    assert set(drift["step"]) == {0, 2, 4}
+    assert len(drift) == 3 * 2 * 2  # steps × layers × modules
+    assert set(drift["method"]) == {method}
+    for _, row in drift.iterrows():
+        name = f"model.layers.{row['layer']}.self_attn.{row['module']}"
+        w_0, w_t = (merged[s][name].double() for s in (0, row["step"]))
+        expected = plain_svd_row(w_t, w_0)
+        # PEFT merges in float32; factors are followed in float64.
+        tolerance = 1e-5 if method != "partial-ft" else 1e-8
+        for column in ("delta_sigma", "delta_d", "sigma_max"):
+            assert row[column] == pytest.approx(expected[column], abs=tolerance)
+    assert (drift.loc[drift["step"] == 0, ["delta_sigma", "delta_d"]] == 0.0).all(axis=None)
+    has_factors = method == "sorsa"
+    assert drift["kappa_p"].notna().all() == has_factors
+    assert drift["ortho_u"].notna().any() == has_factors
+
+
+def test_spectrum_rows_hold_the_arrays_behind_the_drift(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    drift = analyze(tmp_path / "run")
+    spectrum = Run(tmp_path / "run").read_spectrum()
+    both = drift.merge(spectrum, on=["step", "layer", "module"])
+    assert len(both) == len(drift)
+    for _, row in both.iterrows():
+        assert len(row["sigma"]) == min(row["rows"], row["cols"])
+        turned = 1 - (row["overlap_u"].mean() + row["overlap_v"].mean()) / 2
+        assert turned == pytest.approx(row["delta_d"], abs=1e-6)  # arrays are float32
+
+
+def count_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    real = BaseMatrix.__init__
+
+    def counting(self: BaseMatrix, w_0: torch.Tensor, values_only: bool = False) -> None:
+        made.append(1)
+        real(self, w_0, values_only)
+
+    monkeypatch.setattr(BaseMatrix, "__init__", counting)
+    return made
+
+
+def test_a_second_analysis_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path / "run", "lora")
+    first = analyze(tmp_path / "run")
+    made = count_decompositions(monkeypatch)
+    pd.testing.assert_frame_equal(analyze(tmp_path / "run"), first)
+    assert not made
+
+
+def test_only_new_steps_are_computed(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora", steps=4)
+    analyze(tmp_path / "run")
+    before = Run(tmp_path / "run").drift.read().set_index(["step", "layer", "module"])
+    model = lora(tiny_llama())
+    shake(model)
+    recorder = spectra.Recorder(tmp_path / "run", every=2)
+    with recorder.attach(model, start_step=4):
+        recorder.step(5)
+        recorder.step(6)
+    after = analyze(tmp_path / "run").set_index(["step", "layer", "module"])
+    assert set(after.index.get_level_values("step")) == {0, 2, 4, 6}
+    kept = after.loc[before.index]
+    assert (kept["source"] == before["source"]).all()
+
+
+def test_a_step_that_is_recorded_again_is_computed_again(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora", steps=4)
+    first = analyze(tmp_path / "run")
+    model = lora(tiny_llama())
+    shake(model, size=0.5)
+    recorder = spectra.Recorder(tmp_path / "run", every=2)
+    with recorder.attach(model, start_step=2):
+        recorder.step(3)
+        recorder.step(4)
+    second = analyze(tmp_path / "run")
+    changed = first.merge(second, on=["step", "layer", "module"], suffixes=("_a", "_b"))
+    differs = changed["delta_sigma_a"] != changed["delta_sigma_b"]
+    assert set(changed.loc[differs, "step"]) == {4}
+
+
+def test_rows_of_steps_that_no_longer_exist_are_dropped(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora", steps=5)  # 0, 2, 4 and the last, 5
+    assert set(analyze(tmp_path / "run")["step"]) == {0, 2, 4, 5}
+    model = lora(tiny_llama())
+    recorder = spectra.Recorder(tmp_path / "run", every=2)
+    with recorder.attach(model, start_step=4):
+        recorder.step(5)
+        recorder.step(6)
+    assert set(analyze(tmp_path / "run")["step"]) == {0, 2, 4, 6}
+
+
+def test_workers_give_the_same_rows(tmp_path: Path) -> None:
+    record(tmp_path / "run", "sorsa")
+    serial = analyze(tmp_path / "run").drop(columns="residual")
+    for part in Run(tmp_path / "run").drift.parts():
+        part.unlink()
+    parallel = analyze(tmp_path / "run", workers=2).drop(columns="residual")
+    pd.testing.assert_frame_equal(parallel, serial, rtol=1e-9, atol=1e-12)
+
+
+def test_a_moved_run_still_works_and_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path / "run", "sorsa")
+    analyze(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    made = count_decompositions(monkeypatch)
+    drift = analyze(tmp_path / "moved")
+    assert not made
+    assert set(drift["run"]) == {"moved"}
+
+
+def test_nan_weights_mark_their_row_and_spare_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = plain(tiny_llama())
+    recorder = spectra.Recorder(tmp_path / "run", every=1)
+    with recorder.attach(model):
+        with torch.no_grad():
+            model.model.layers[1].self_attn.q_proj.weight[0, 0] = float("nan")
+        recorder.step(1)
+    with caplog.at_level(logging.WARNING):
+        drift = analyze(tmp_path / "run")
+    marked = drift[drift["solver"] == "none"]
+    assert marked[["step", "layer", "module"]].to_numpy().tolist() == [[1, 1, "q_proj"]]
+    assert marked["delta_sigma"].isna().all()
+    assert drift["delta_sigma"].notna().sum() == len(drift) - 1
+    assert "1 of its 1024 entries are NaN or Inf" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["adapter", "whole"])
+def test_checkpoints_outside_a_run(tmp_path: Path, kind: str) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    model = lora(tiny_llama())
+    for step in (10, 20):
+        shake(model, seed=step)
+        saved = (
+            copy.deepcopy(model) if kind == "adapter" else copy.deepcopy(model).merge_and_unload()
+        )
+        saved.save_pretrained(str(tmp_path / "out" / f"checkpoint-{step}"))
+    drift = analyze(tmp_path / "out", base=base, out=tmp_path / "run")
+    assert set(drift["step"]) == {0, 10, 20}
+    assert len(drift) == 3 * 2 * 2
+    whole = attention_weights(copy.deepcopy(model).merge_and_unload())
+    name = "model.layers.1.self_attn.v_proj"
+    expected = plain_svd_row(whole[name].double(), attention_weights(tiny_llama())[name].double())
+    row = drift.query("step == 20 and layer == 1 and module == 'v_proj'").iloc[0]
+    assert row["delta_sigma"] == pytest.approx(expected["delta_sigma"], abs=1e-6)
+    assert Run(tmp_path / "run").state == "finished"
+
+
+def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    other = tiny_model_folder(tmp_path / "other" / "checkpoint-5")
+    with pytest.raises(ValueError, match="give --base"):
+        analyze(other)
+    with pytest.raises(FileNotFoundError, match="base nowhere is neither a folder"):
+        analyze(other, base="nowhere", out=tmp_path / "r1")
+    with pytest.raises(ValueError, match=r"no matrix k_lora .*Name yours with --modules"):
+        analyze(other, base=base, modules=["k_lora"], out=tmp_path / "r2")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        analyze(tmp_path / "missing", base=base)
+    wide = tmp_path / "wide"
+    tiny_llama(layers=3).save_pretrained(wide)
+    with pytest.raises(ValueError, match="has no matrix 'model.layers.2"):
+        analyze(wide, base=base, out=tmp_path / "r3")
+
+
+def test_another_base_than_before_is_refused(tmp_path: Path) -> None:
+    first = tiny_model_folder(tmp_path / "base")
+    second = tiny_model_folder(tmp_path / "second", seed=1)
+    trained = tiny_model_folder(tmp_path / "trained", seed=2)
+    analyze(trained, base=first, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="was analysed against the base"):
+        analyze(trained, base=second, out=tmp_path / "run")
+
+
+def test_killed_at_any_moment_the_next_analysis_goes_on(tmp_path: Path) -> None:
+    record(tmp_path / "run", "sorsa", steps=30, every=1)
+    script = textwrap.dedent(
+        f"""
+        import spectra.analysis.pipeline as module
+        module._WRITE_SECONDS = 0.0
+        module.analyze({str(tmp_path / "run")!r})
+        """
+    )
+    run = Run(tmp_path / "run")
+    kept = 0
+    for delay in (0.05, 0.15, 0.3):
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=os.getcwd())
+        while process.poll() is None and len(run.drift.read()) <= kept:
+            time.sleep(0.02)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rows = run.drift.read()
+        arrays = run.spectrum.read()
+        assert len(rows) >= kept  # nothing that was on disk is lost
+        keys = ["step", "layer", "module"]
+        assert len(rows.merge(arrays, on=keys)) == len(rows)
+        kept = len(rows)
+    assert kept > 0
+    drift = analyze(run.path)
+    assert len(drift) == 31 * 2 * 2
+    assert not drift.duplicated(["step", "layer", "module"]).any()
