@@ -1,0 +1,139 @@
+"""Figures to bytes and to files, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from spectra.figures.style import PNG_DPI, matplotlib_settings
+
+Backend = Literal["matplotlib", "plotly"]
+
+_BACKENDS: dict[str, Backend] = {
+    ".pdf": "matplotlib",
+    ".svg": "matplotlib",
+    ".png": "matplotlib",
+    ".html": "plotly",
+}
+# Names inside an SVG are hashes salted with this, instead of with a random number.
+_SALT = "spectra"
+
+
+def backend_for(path: Path | str) -> Backend:
+    """Return the renderer that a file of this name needs.
+
+    Parameters
+    ----------
+    path : Path or str
+        Ends in .pdf, .svg or .png (``"matplotlib"``) or in .html (``"plotly"``).
+
+    Raises
+    ------
+    ValueError
+        If it ends in anything else.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _BACKENDS:
+        raise ValueError(
+            f"A figure is written as .pdf, .svg, .png or .html, got {str(path)!r}. "
+            "Give a file name with one of these endings."
+        )
+    return _BACKENDS[suffix]
+
+
+def to_bytes(figure: Any, suffix: str) -> bytes:
+    """Return the content of the file that `save` would write.
+
+    Parameters
+    ----------
+    figure : matplotlib or plotly Figure
+    suffix : str
+        ``".pdf"``, ``".svg"`` or ``".png"`` of a matplotlib figure, ``".html"`` of a plotly one.
+
+    Raises
+    ------
+    ValueError
+        If the figure's renderer cannot write that format.
+    """
+    wanted = backend_for(f"figure{suffix}")
+    is_plotly = hasattr(figure, "to_html")
+    if is_plotly != (wanted == "plotly"):
+        raise ValueError(
+            f"A {'plotly' if is_plotly else 'matplotlib'} figure cannot be written as {suffix}. "
+            f'Draw it with backend="{wanted}".'
+        )
+    if is_plotly:
+        return _html(figure).encode()
+    return _printed(figure, suffix.lower().lstrip("."))
+
+
+def save(figure: Any, path: Path | str) -> Path:
+    """Write a figure to `path`, whole or not at all.
+
+    The same data give the same bytes: no date, no random names. Fonts are embedded (PDF), text
+    stays text (SVG), and an HTML page holds all it needs, so that it opens without a network.
+
+    Parameters
+    ----------
+    figure : matplotlib or plotly Figure
+        As `trajectory`, `curves` and `training` return it; see `backend_for`.
+    path : Path or str
+        Ends in .pdf, .svg, .png or .html. Its folder is created; an existing file is replaced.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ValueError
+        If the ending does not fit the figure's renderer.
+    OSError
+        If the file cannot be written; an earlier one of that name is untouched.
+    """
+    path = Path(path)
+    content = to_bytes(figure, path.suffix or str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".spectra-tmp-", suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _printed(figure: Any, form: str) -> bytes:
+    metadata: dict[str, dict[str, str | None]] = {
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+        "png": {},
+    }
+    options = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": _SALT}
+    buffer = io.BytesIO()
+    with matplotlib_settings(options), warnings.catch_warnings():
+        # A run named in a script that the font lacks is drawn as boxes; the rest stands.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format=form, metadata=metadata[form], dpi=PNG_DPI)
+    return buffer.getvalue()
+
+
+def _html(figure: Any) -> str:
+    return str(
+        figure.to_html(
+            include_plotlyjs=True,
+            full_html=True,
+            div_id="spectra-figure",
+            config={"displaylogo": False, "responsive": True},
+        )
+    )

@@ -1,0 +1,75 @@
+"""What the columns are called on an axis."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Label(NamedTuple):
+    """A quantity's symbol, its unit or short name, and one line on how to read it."""
+
+    symbol: str
+    name: str
+    reading: str
+
+    @property
+    def axis(self) -> str:
+        """The text beside an axis."""
+        return f"{self.symbol} ({self.name})" if self.name else self.symbol
+
+
+LABELS = {
+    "delta_sigma": Label(
+        "ΔΣ",
+        "unit of the weights",
+        "Mean change of the singular values; 0 is the base.",
+    ),
+    "delta_d": Label(
+        "ΔD",
+        "0 = base",
+        "Mean turn of the singular vectors, index against index; 0 is the base, near 1 unrelated.",
+    ),
+    "delta_u": Label("ΔU", "left vectors", "The left half of ΔD: 1 − mean |⟨u_t, u_0⟩|."),
+    "delta_v": Label("ΔV", "right vectors", "The right half of ΔD: 1 − mean |⟨v_t, v_0⟩|."),
+    "sigma_max": Label("σ_max", "unit of the weights", "The largest singular value of W_t."),
+    "sigma_min": Label("σ_min", "unit of the weights", "The smallest singular value of W_t."),
+    "kappa": Label("κ", "σ_max/σ_min of W_t", "Condition number of W_t; 1 is best conditioned."),
+    "kappa_p": Label("κ_p", "of W_p", "Condition number of the trained part U_p diag(S_p) V_pᵀ."),
+    "kappa_u": Label("κ_u", "of U_p", "Condition number of U_p; 1 means orthonormal columns."),
+    "kappa_v": Label("κ_v", "of V_p", "Condition number of V_p; 1 means orthonormal columns."),
+    "ortho_u": Label("‖U_pᵀU_p − I‖", "Frobenius", "How far U_p is from orthonormal; 0 is exact."),
+    "ortho_v": Label("‖V_pᵀV_p − I‖", "Frobenius", "How far V_p is from orthonormal; 0 is exact."),
+    "matched_d": Label(
+        "matched ΔD",
+        "best partners",
+        "ΔD between best-matching vectors, so that crossing singular values do not count.",
+    ),
+    "subspace_d": Label(
+        "subspace drift",
+        "leading vectors",
+        "Drift of the leading singular subspace, from its principal angles.",
+    ),
+    "intruders": Label("intruders", "count", "Leading vectors that match none of the base's."),
+    "stable_rank": Label("stable rank", "‖W‖_F²/‖W‖₂²", "How many directions carry the weight."),
+    "effective_rank": Label(
+        "effective rank", "exp of entropy", "How evenly the singular values are spread."
+    ),
+    "frobenius_drift": Label("‖W_t − W_0‖/‖W_0‖", "Frobenius", "Relative size of the update."),
+    "spectral_drift": Label("‖W_t − W_0‖₂/‖W_0‖₂", "spectral", "Relative size of the update."),
+    "sigma_noise": Label(
+        "ΔΣ noise", "unit of the weights", "ΔΣ that rounding for storage alone would give."
+    ),
+    "d_noise": Label("ΔD noise", "0 = base", "ΔD that rounding for storage alone would give."),
+    "residual": Label("residual", "relative", "Measured error of the decompositions."),
+    "loss": Label("training loss", "nats per token", "Loss of the step on its own batch."),
+    "grad_norm": Label("gradient norm", "before clipping", "Norm of the task's gradient."),
+    "lr": Label("learning rate", "", "Learning rate of the step."),
+    "ortho_loss": Label("L_reg", "unweighted", "Orthonormal regularizer, before its weight γ."),
+    "seconds": Label("time", "s", "Seconds since training started."),
+}
+"""Label of every column that can be drawn; a column without one is called by its own name."""
+
+
+def label_of(column: str) -> Label:
+    """Return the label of `column`."""
+    return LABELS.get(column, Label(column, "", ""))

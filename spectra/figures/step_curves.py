@@ -1,0 +1,325 @@
+"""Quantities over the steps as descriptions: one line a layer, or one line a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spectra.figures.labels import Label, label_of
+from spectra.figures.selection import by_run, clean, module_order, select_rows
+
+# Beyond two decades a linear axis shows the largest curve only.
+_LOG_FROM_RATIO = 100.0
+_RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
+"""Columns read by their power of ten; the others keep a linear axis unless asked."""
+# Above this many recorded steps a curve is drawn faint, and its running mean strong.
+_SMOOTH_ABOVE = 80
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line over the steps.
+
+    Attributes
+    ----------
+    steps : tuple of int
+    values : tuple of float, as long as `steps`
+        Finite; points that are not were left out and counted in the caption.
+    low, high : tuple of float, as long as `steps` or empty
+        Smallest and largest value over the layers, where the line stands for several.
+    raw : tuple of float, as long as `steps` or empty
+        What was recorded, where `values` is its running mean.
+    """
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    raw: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerPanel:
+    """One run: `layers` holds (module, layer, curve), `centres` one (module, curve) a module."""
+
+    run: str
+    title: str
+    layers: tuple[tuple[str, int, Curve], ...]
+    centres: tuple[tuple[str, Curve], ...]
+
+
+@dataclass(frozen=True)
+class LayerCurves:
+    """A panel a run, a thin line a layer, the middle of the layers thick.
+
+    Attributes
+    ----------
+    label : Label
+        Of the vertical axis.
+    panels : tuple of LayerPanel
+    modules : tuple of str
+        In the order of their styles.
+    layers : (int, int)
+        First and last layer, the ends of the colour scale.
+    limits : (float, float)
+        Of the vertical axis, the same in every panel.
+    log : bool
+        Whether that axis is logarithmic.
+    centre : str
+        ``"mean"``, or ``"median"`` on a logarithmic axis.
+    band : bool
+        Whether to shade from the smallest to the largest layer.
+    caption : str
+    """
+
+    label: Label
+    panels: tuple[LayerPanel, ...]
+    modules: tuple[str, ...]
+    layers: tuple[int, int]
+    limits: tuple[float, float]
+    log: bool
+    centre: str
+    band: bool
+    caption: str
+
+
+@dataclass(frozen=True)
+class RunPanel:
+    """One quantity: `curves` holds (index of the run in `RunCurves.runs`, curve)."""
+
+    title: str
+    label: Label
+    curves: tuple[tuple[int, Curve], ...]
+    limits: tuple[float, float]
+    log: bool
+
+    @property
+    def axis(self) -> str:
+        """What the vertical axis is called, without what the title already says."""
+        return self.label.name if self.title == self.label.symbol else self.label.axis
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """Runs laid over one another, a panel a quantity.
+
+    Attributes
+    ----------
+    panels : tuple of RunPanel
+    runs : tuple of str
+        Labels, in the order of their colours and dashes.
+    band : bool
+        Whether to shade from the smallest to the largest layer.
+    caption : str
+    """
+
+    panels: tuple[RunPanel, ...]
+    runs: tuple[str, ...]
+    band: bool
+    caption: str
+
+
+def describe_layer_curves(
+    drift: pd.DataFrame,
+    column: str,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    band: bool = True,
+    log: bool | None = None,
+) -> LayerCurves:
+    """Turn drift rows into the description of `spectra.figures.curves`, a panel a run."""
+    rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
+    limits, is_log = _value_limits(rows[column], log)
+    centre = "median" if is_log else "mean"
+    panels = []
+    for run, title, part in by_run(rows, drift):
+        lines: list[tuple[str, int, Curve]] = []
+        centres: list[tuple[str, Curve]] = []
+        for module in order:
+            of_module = part[part["module"] == module]
+            if of_module.empty:
+                continue
+            lines += [
+                (module, int(str(layer)), _curve(line["step"], line[column]))
+                for layer, line in of_module.groupby("layer", sort=True)
+            ]
+            centres.append((module, _centre(of_module, column, centre)))
+        panels.append(LayerPanel(run, title, tuple(lines), tuple(centres)))
+    return LayerCurves(
+        label=label_of(column),
+        panels=tuple(panels),
+        modules=order,
+        layers=(int(rows["layer"].min()), int(rows["layer"].max())),
+        limits=limits,
+        log=is_log,
+        centre=centre,
+        band=band,
+        caption=_join(label_of(column).reading, f"Thick: {centre} over the layers.", dropped),
+    )
+
+
+def describe_run_curves(
+    drift: pd.DataFrame,
+    column: str,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    band: bool = True,
+    log: bool | None = None,
+) -> RunCurves:
+    """Turn drift rows into the description of `spectra.figures.curves` with ``overlay=True``."""
+    rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
+    limits, is_log = _value_limits(rows[column], log)
+    centre = "median" if is_log else "mean"
+    runs = list(by_run(rows, drift))
+    panels = []
+    for module in order:
+        parts = [(i, part[part["module"] == module]) for i, (_, _, part) in enumerate(runs)]
+        curves = tuple((i, _centre(p, column, centre)) for i, p in parts if not p.empty)
+        panels.append(RunPanel(clean(module), label_of(column), curves, limits, is_log))
+    shading = " Shaded: smallest to largest layer." if band else ""
+    return RunCurves(
+        panels=tuple(panels),
+        runs=tuple(title for _, title, _ in runs),
+        band=band,
+        caption=_join(
+            label_of(column).reading, f"Lines: {centre} over the layers.{shading}", dropped
+        ),
+    )
+
+
+def describe_training(
+    rows: pd.DataFrame,
+    columns: Sequence[str] = ("loss", "grad_norm"),
+    *,
+    log: bool | None = None,
+    smooth: int | None = None,
+) -> RunCurves:
+    """Turn training rows into the description of `spectra.figures.training`, which see."""
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    missing = [c for c in ("run", "method", "step", *columns) if c not in rows.columns]
+    if missing or not columns:
+        raise ValueError(
+            f"The training rows have no column {', '.join(missing) or 'to draw'}; they have "
+            f"{', '.join(map(str, rows.columns))}."
+        )
+    filled = [c for c in columns if np.isfinite(rows[c].to_numpy(dtype=float)).any()]
+    if smooth is not None and smooth < 1:
+        raise ValueError(f"smooth must be at least 1 (no smoothing), got {smooth}.")
+    if not filled:
+        raise ValueError(
+            f"There are no training rows with {', '.join(columns)} to draw. A run records them "
+            "when trained by `spectra train` or passed to Recorder.step."
+        )
+    rows = rows.assign(method=rows["method"].fillna("unknown"))
+    rows = rows.sort_values("step", kind="stable")
+    finite = np.isfinite(rows[filled].to_numpy(dtype=float))
+    runs = list(by_run(rows[finite.any(axis=1)], rows))
+    longest = max(part["step"].nunique() for _, _, part in runs)
+    window = smooth or (1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2))
+    panels = []
+    for column in filled:
+        values = rows[column].to_numpy(dtype=float)
+        limits, is_log = _value_limits(
+            rows.loc[np.isfinite(values), column], False if log is None else log
+        )
+        curves = []
+        for i, (_, _, part) in enumerate(runs):
+            part = part[np.isfinite(part[column].to_numpy(dtype=float))]
+            if not part.empty:
+                curves.append((i, _smoothed(_curve(part["step"], part[column]), window)))
+        label = label_of(column)
+        panels.append(RunPanel(label.symbol, label, tuple(curves), limits, is_log))
+    empty = [label_of(c).symbol for c in columns if c not in filled]
+    # A loss that was never recorded is a gap; one that is infinite is a fact about the run.
+    infinite = int(np.isinf(rows[filled].to_numpy(dtype=float)).sum())
+    return RunCurves(
+        panels=tuple(panels),
+        runs=tuple(title for _, title, _ in runs),
+        band=False,
+        caption=_join(
+            f"Strong: mean of {window} recorded steps; faint: every one." if window > 1 else "",
+            f"Not recorded: {', '.join(empty)}." if empty else "",
+            f"{infinite} infinite values are left out." if infinite else "",
+        ),
+    )
+
+
+def _finite_rows(
+    drift: pd.DataFrame,
+    column: str,
+    modules: Iterable[str] | None,
+    layers: Iterable[int] | None,
+    steps: Iterable[int] | None,
+) -> tuple[pd.DataFrame, tuple[str, ...], str]:
+    modules = [modules] if isinstance(modules, str) else modules
+    modules = None if modules is None else list(modules)
+    rows = select_rows(drift, [column], modules, layers, steps)
+    if not pd.api.types.is_numeric_dtype(rows[column]):
+        raise ValueError(f"The column {column} holds no numbers, so it has no curve.")
+    finite = np.isfinite(rows[column].to_numpy(dtype=float))
+    if not finite.any():
+        raise ValueError(
+            f"Every chosen value of {column} is infinite (a condition number is where σ_min = 0), "
+            "so there is no curve to draw."
+        )
+    left_out = int((~finite).sum())
+    note = f"{left_out} infinite values are left out." if left_out else ""
+    rows = rows[finite]
+    return rows, module_order(rows, modules), note
+
+
+def _value_limits(values: pd.Series, log: bool | None) -> tuple[tuple[float, float], bool]:
+    """Limits of an axis that shows all `values`, and whether it is logarithmic."""
+    low, high = float(values.min()), float(values.max())
+    can_log = low > 0
+    if log and not can_log:
+        raise ValueError(
+            f"A logarithmic axis needs values above 0, but the smallest is {low:g}. Use log=False."
+        )
+    if log is None:
+        log = can_log and values.name in _RATIOS and high / low > _LOG_FROM_RATIO
+    is_log = can_log and log
+    if is_log:
+        margin = max((high / low) ** 0.04, 1.02)
+        return (low / margin, high * margin), True
+    # Zero means "as the base": it belongs on the axis unless the values stay far from it.
+    if low >= 0 and low < 0.5 * high:
+        return (-0.02 * high, 1.05 * high), False
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return (low - margin, high + margin), False
+
+
+def _centre(rows: pd.DataFrame, column: str, centre: str) -> Curve:
+    steps = rows.groupby("step", sort=True)[column]
+    middle = steps.median() if centre == "median" else steps.mean()
+    return _curve(pd.Series(middle.index), middle, steps.min(), steps.max())
+
+
+def _curve(
+    steps: pd.Series,
+    values: pd.Series,
+    low: pd.Series | None = None,
+    high: pd.Series | None = None,
+) -> Curve:
+    def floats(series: pd.Series | None) -> tuple[float, ...]:
+        return () if series is None else tuple(float(v) for v in series)
+
+    return Curve(tuple(int(s) for s in steps), floats(values), floats(low), floats(high))
+
+
+def _smoothed(curve: Curve, window: int) -> Curve:
+    if window == 1:
+        return curve
+    mean = pd.Series(curve.values).rolling(window, center=True, min_periods=1).mean()
+    return Curve(curve.steps, tuple(float(v) for v in mean), raw=curve.values)
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(s for s in sentences if s)

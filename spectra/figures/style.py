@@ -1,0 +1,162 @@
+"""Colours, dashes and sizes: what both renderers share, so that one figure looks alike twice."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PAPER_WIDTH = 6.75
+"""Width of a figure across two columns, inches."""
+FONT_SIZE = 9.0
+"""Size of axis labels and titles on paper, points."""
+SMALL_FONT_SIZE = 7.0
+"""Size of tick labels, legends and captions on paper, points."""
+PNG_DPI = 300
+PAPER_COLUMNS, SCREEN_COLUMNS = 3, 2
+"""Panels in a row where there are many: a page must not grow long, a screen scrolls."""
+FONT = "DejaVu Sans"
+"""Comes with Matplotlib and has the Greek letters, so a figure looks the same everywhere."""
+
+# Anchors of Matplotlib's viridis and plasma, evenly spaced from 0 to 1.
+_VIRIDIS = (
+    "#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725"
+).split()
+_PLASMA = (
+    "#0d0887 #46039f #7201a8 #9c179e #bd3786 #d8576b #ed7953 #fb9f3a #fdca26 #f0f921"
+).split()
+# The ends of a map that vanish on paper (yellow) or on a dark screen (deep blue) are left out.
+_ON_LIGHT = (0.0, 0.82)
+_ON_DARK = (0.3, 1.0)
+
+# Okabe and Ito's colour-blind-safe palette, without its yellow (too faint as a line).
+_RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MODULES_ON_LIGHT = ("#111111 #D55E00 #CC3399 #8A5A2B #777777 #B00020 #E69F00 #6A3D9A").split()
+_MODULES_ON_DARK = ("#F5F5F5 #FF9E64 #FF7AC6 #D9B38C #AAAAAA #FF6B6B #FFD166 #B9A0FF").split()
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+"""Plotly's names; `matplotlib_renderer` translates them."""
+MARKERS = ("circle", "square", "triangle-up", "diamond", "x")
+LETTERINGS = (
+    ("normal", "normal", "upright"),
+    ("italic", "normal", "italic"),
+    ("normal", "bold", "bold"),
+    ("italic", "bold", "bold italic"),
+)
+"""(style, weight, name) of the layer numbers, by module."""
+
+
+# Matplotlib's settings are global, and the dashboard draws downloads in threads of their own.
+_MATPLOTLIB_LOCK = threading.RLock()
+
+
+@contextmanager
+def matplotlib_settings(settings: Mapping[Any, object]) -> Iterator[None]:
+    """Apply Matplotlib `settings` within the block, for one thread at a time."""
+    import matplotlib as mpl
+
+    with _MATPLOTLIB_LOCK, mpl.rc_context(dict(settings)):
+        yield
+
+
+def step_colours(dark: bool = False) -> list[str]:
+    """Return anchors of the colour map of the steps (viridis), first step to last."""
+    return _between(_VIRIDIS, *(_ON_DARK if dark else _ON_LIGHT))
+
+
+def layer_colours(dark: bool = False) -> list[str]:
+    """Return anchors of the colour map of the layers (plasma), first layer to last."""
+    return _between(_PLASMA, *(_ON_DARK if dark else _ON_LIGHT))
+
+
+def module_colour(index: int, dark: bool = False) -> str:
+    """Return the colour of the `index`-th module's mean path."""
+    colours = _MODULES_ON_DARK if dark else _MODULES_ON_LIGHT
+    return colours[index % len(colours)]
+
+
+def run_colour(index: int) -> str:
+    """Return the colour of the `index`-th run; with `dash` it differs for the first 30 runs."""
+    return _RUNS[index % len(_RUNS)]
+
+
+def dash(index: int) -> str:
+    """Return the line style of the `index`-th run or module."""
+    return DASHES[index % len(DASHES)]
+
+
+def marker(index: int) -> str:
+    """Return the marker of the `index`-th module's mean path."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def lettering(index: int) -> tuple[str, str, str]:
+    """Return style, weight and name of the numbers of the `index`-th module."""
+    return LETTERINGS[index % len(LETTERINGS)]
+
+
+def blend(anchors: list[str], fraction: float) -> str:
+    """Return the colour at `fraction` (0 to 1) of evenly spaced `anchors`, as ``#rrggbb``."""
+    place = min(max(fraction, 0.0), 1.0) * (len(anchors) - 1)
+    low = min(math.floor(place), len(anchors) - 2)
+    share = place - low
+    pairs = zip(_channels(anchors[low]), _channels(anchors[low + 1]), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def fraction(value: float, limits: tuple[float, float]) -> float:
+    """Return where `value` lies between `limits`; 1 where they are equal."""
+    low, high = limits
+    return 1.0 if high <= low else (value - low) / (high - low)
+
+
+def columns_for(panels: int, most: int) -> int:
+    """Return how many panels stand in a row, `most` where there are five or more."""
+    return {1: 1, 2: 2, 3: 3, 4: 2}.get(panels, most)
+
+
+def number_size(numbers: int, area: float) -> float:
+    """Return the font size of layer numbers, points, so that they fit.
+
+    Parameters
+    ----------
+    numbers : int
+        How many stand in the fullest panel.
+    area : float
+        The panel's area in square inches.
+
+    Returns
+    -------
+    float
+        Between 3.2, still told apart when the page is enlarged, and 7.
+    """
+    # A number of size s covers about 0.9 s² square points; they may fill a sixth of the panel.
+    return float(min(7.0, max(3.2, math.sqrt(area * 72**2 / 6 / 0.9 / max(numbers, 1)))))
+
+
+def power_of_ten(value: float) -> str:
+    """Return a tick of a logarithmic axis as plain text, for example ``10⁻³``."""
+    exponent = round(math.log10(value))
+    digits = str(abs(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{'⁻' if exponent < 0 else ''}{digits}"
+
+
+def tick(value: float, powers: bool) -> str:
+    """Return a tick of a linear axis: ``0.002``, or ``2e−5`` where the axis needs `powers`."""
+    if value == 0:
+        return "0"
+    text = f"{value:.4g}"
+    if powers:
+        mantissa, _, exponent = f"{value:.3e}".partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _between(anchors: list[str], low: float, high: float) -> list[str]:
+    return [blend(anchors, low + (high - low) * i / 9) for i in range(10)]
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
