@@ -1,0 +1,321 @@
+"""The ``spectra`` command: one function per sub-command that parses, calls and prints."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectra import load
+
+if TYPE_CHECKING:
+    from checkpoints_index import Checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed with one line on stderr. Wrong usage exits with 2.
+    """
+    from checkpoints_index import CheckpointError
+
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("spectra").setLevel(logging.INFO)
+    # Between the libraries, not for the user to act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
+    except (OSError, ValueError, CheckpointError, ModuleNotFoundError) as error:
+        print(f"spectra: {error}", file=sys.stderr)
+    return 1
+
+
+def _demo(options: argparse.Namespace) -> int:
+    load("spectra.training.trainer", "train")
+    _quiet_transformers()
+    demo = load("spectra.demo", "train")
+    demo.demo(options.out, options.steps)
+    if options.dashboard:
+        return load("spectra.dashboard", "app").serve(Path(options.out) / "runs")
+    print(f"Look at it with: spectra dashboard {Path(options.out) / 'runs'}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    trainer = load("spectra.training.trainer", "train")
+    _quiet_transformers()
+    from spectra.training import table_2
+
+    changes = {name: getattr(options, name) for name in _TRAIN_OPTIONS}
+    settings = table_2(options.method, modules=_names(options.modules), **changes)
+    run = trainer.train(options.model, options.data, options.out, settings)
+    print(f"Recorded in {run.path}. Next: spectra analyze {run.path}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from checkpoints_index import find_checkpoints
+
+    found = find_checkpoints(options.path)
+    if options.json:
+        print(json.dumps([_described(c) for c in found], indent=2))
+        return
+    for checkpoint in found:
+        modules = sorted({m.module for m in checkpoint.matrices})
+        dtypes = sorted({m.dtype for m in checkpoint.matrices})
+        layers = len({m.layer for m in checkpoint.matrices})
+        print(
+            f"step {checkpoint.step:>8}  {checkpoint.method:<12} {layers} layers × "
+            f"{', '.join(modules)}  {', '.join(dtypes)}  {checkpoint.path}"
+        )
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path),
+        "step": checkpoint.step,
+        "method": checkpoint.method,
+        "base": checkpoint.base,
+        "matrices": [dataclasses.asdict(m) for m in checkpoint.matrices],
+    }
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    from spectra.analysis import analyze
+
+    drift = analyze(
+        options.paths,
+        base=options.base,
+        modules=_names(options.modules),
+        out=options.out,
+        values_only=options.values_only,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        progress=True,
+    )
+    steps, layers = drift["step"].nunique(), drift["layer"].nunique()
+    failed = int((drift["solver"] == "none").sum())
+    print(
+        f"{len(drift)} rows: {steps} steps × {layers} layers × {drift['module'].nunique()} modules"
+    )
+    if failed:
+        print(f"{failed} of them could not be decomposed; they are marked solver = none.")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from spectra import figures
+    from spectra.store import Run
+
+    runs = [Run(p) for p in options.runs]
+    backend = figures.backend_for(options.out)
+    chosen: dict[str, Any] = {
+        "modules": _names(options.modules),
+        "layers": _range(options.layers),
+        "steps": _range(options.steps),
+    }
+    if options.figure == "training":
+        rows = pd.concat([r.read_training() for r in runs], ignore_index=True)
+        if chosen["steps"] is not None:
+            rows = rows[rows["step"].isin(chosen["steps"])]
+        columns = _names(options.columns) or ("loss", "grad_norm")
+        figure = figures.training(rows, columns, backend=backend, log=options.log)
+    else:
+        rows = pd.concat([r.read_drift() for r in runs], ignore_index=True)
+        if options.figure == "trajectory":
+            figure = figures.trajectory(rows, backend=backend, axes=options.axes, **chosen)
+        else:
+            (column,) = _names(options.columns) or ("kappa",)
+            figure = figures.curves(
+                rows, column, backend=backend, overlay=options.overlay, log=options.log, **chosen
+            )
+    print(f"Wrote {figures.save(figure, options.out)}")
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    return load("spectra.dashboard", "app").serve(options.root, options.address, options.port)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from spectra.report import write_report
+    from spectra.store import Run
+
+    print(f"Wrote {write_report([Run(p) for p in options.runs], options.out)}")
+
+
+# Options of `spectra train` that override a field of TrainSettings, with type and help.
+_TRAIN_OPTIONS: dict[str, tuple[type, str]] = {
+    "learning_rate": (float, "maximum learning rate (Table 2: 3e-5 for sorsa, else 2e-5)"),
+    "rank": (int, "rank of the adapter (Table 2: 128)"),
+    "alpha": (float, "LoRA's alpha; its scaling is alpha/rank (default: the rank)"),
+    "gamma": (float, "learning rate of SORSA's regularizer (Table 2: 5e-4)"),
+    "reduction": (str, "mean or sum of the regularizer over factors (default: mean)"),
+    "epochs": (float, "passes over the data (default: 1)"),
+    "max_steps": (int, "optimizer steps, instead of epochs"),
+    "batch_size": (int, "examples per optimizer step (default: 128)"),
+    "micro_batch_size": (int, "examples per forward pass (default: 4)"),
+    "max_length": (int, "tokens of prompt and response (default: 512)"),
+    "warmup_ratio": (float, "share of the steps that warm up (default: 0.03)"),
+    "weight_decay": (float, "weight decay (default: 0)"),
+    "max_grad_norm": (float, "clip the gradient's norm; 0 does not (default: 0)"),
+    "seed": (int, "seed of initialisation, data order and dropout (default: 42)"),
+    "every": (int, "steps between snapshots (default: 50)"),
+    "save_every": (int, "steps between checkpoints to resume from (default: 50)"),
+}
+_CHOICES = {"reduction": ("mean", "sum")}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spectra",
+        description="What fine-tuning did to a model's singular spectrum.",
+        epilog="Try: spectra demo",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "demo", _demo, "the whole job on what is built in", "spectra demo")
+    command.add_argument("--out", default="spectra-demo", help="folder (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=80, help="per method (default: %(default)s)")
+    command.add_argument("--no-dashboard", dest="dashboard", action="store_false")
+
+    command = _command(
+        commands,
+        "train",
+        _train,
+        "fine-tune with the hook attached; settings are Table 2's unless given",
+        "spectra train --model ./smollm2 --method sorsa --data train.jsonl --out runs/sorsa",
+    )
+    command.add_argument("--model", required=True, help="folder or hub id")
+    command.add_argument(
+        "--method", default="sorsa", choices=("sorsa", "sorsa-noreg", "lora", "partial-ft")
+    )
+    command.add_argument("--data", required=True, help="JSONL or Parquet file, or a datasets id")
+    command.add_argument("--out", required=True, help="the run's folder; continued if it exists")
+    _modules(command)
+    for name, (kind, text) in _TRAIN_OPTIONS.items():
+        command.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, choices=_CHOICES.get(name), help=text
+        )
+
+    command = _command(
+        commands,
+        "index",
+        _index,
+        "what checkpoints and matrices are there; loads no weights",
+        "spectra index outputs/",
+    )
+    command.add_argument("path")
+    command.add_argument("--json", action="store_true")
+
+    command = _command(
+        commands,
+        "analyze",
+        _analyze,
+        "checkpoints to drift rows; only what is new",
+        "spectra analyze runs/sorsa",
+    )
+    command.add_argument("paths", nargs="+", help="a run, or folders with checkpoints")
+    command.add_argument("--base", help="folder or hub id of the base model")
+    _modules(command)
+    command.add_argument("--out", help="run to write to (default for checkpoints: runs/NAME)")
+    command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
+    command.add_argument(
+        "--workers", type=int, default=1, help="processes; -1 all cores (default: %(default)s)"
+    )
+    command.add_argument("--scheduler", help="address of a Dask scheduler, tcp://…")
+
+    command = _command(
+        commands,
+        "plot",
+        _plot,
+        "one figure; the ending of --out chooses the format",
+        "spectra plot trajectory runs/lora runs/sorsa --out figure.pdf",
+    )
+    command.add_argument("figure", choices=("trajectory", "curves", "training"))
+    command.add_argument("runs", nargs="+")
+    command.add_argument("--out", required=True, help="FILE.pdf, .svg, .png or .html")
+    _modules(command)
+    command.add_argument("--layers", help="such as 0-11 or 3,5,7")
+    command.add_argument("--steps", help="such as 0-60 or 0,20,40")
+    command.add_argument("--axes", choices=("shared", "free"), default="shared")
+    command.add_argument("--column", dest="columns", help="of curves, e.g. kappa; of training, a,b")
+    command.add_argument("--overlay", action="store_true", help="curves: runs over one another")
+    command.add_argument(
+        "--log", action="store_true", default=None, help="curves, training: logarithmic axis"
+    )
+
+    command = _command(
+        commands,
+        "dashboard",
+        _dashboard,
+        "the Streamlit app over every run below ROOT",
+        "spectra dashboard runs",
+    )
+    command.add_argument("root")
+    command.add_argument("--port", type=int, help="default: the first free one from 8501 on")
+    command.add_argument("--address", default="127.0.0.1", help="default: %(default)s only")
+
+    command = _command(
+        commands,
+        "report",
+        _report,
+        "one self-contained HTML page to share",
+        "spectra report runs/lora runs/sorsa --out report.html",
+    )
+    command.add_argument("runs", nargs="+")
+    command.add_argument("--out", required=True)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Any, text: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"Example: {example}"
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _modules(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--modules", help="comma-separated names or globs, e.g. q_proj,v_proj")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
+
+
+def _range(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError as error:
+            raise ValueError(f"A range is written 0-11 or 3,5,7, got {text!r}.") from error
+    return numbers
+
+
+def _quiet_transformers() -> None:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()

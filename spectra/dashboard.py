@@ -1,0 +1,107 @@
+"""Starts the Streamlit dashboard over a folder of runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+
+ADDRESS = "127.0.0.1"
+FIRST_PORT = 8501
+_PORTS_TRIED = 50
+
+
+def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
+    """Return the command that serves the dashboard.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `root` is not a folder.
+    ModuleNotFoundError
+        If Streamlit is not installed.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder. Give the one that holds your runs.")
+    if importlib.util.find_spec("streamlit") is None:
+        raise ModuleNotFoundError(
+            'The dashboard needs Streamlit: pip install "spectra-svd[app]" '
+            '(in a clone: pip install ".[app]").'
+        )
+    options = {
+        "server.address": address,
+        "server.port": str(port),
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.showErrorDetails": "none",
+        "client.toolbarMode": "minimal",
+    }
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    script = str(_script())
+    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", str(root.resolve())]
+
+
+def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> int:
+    """Serve the dashboard until it is interrupted.
+
+    Parameters
+    ----------
+    root : Path or str
+        Folder of runs.
+    address : str
+        Address to bind to; only this machine by default.
+    port : int, optional
+        The first free one from 8501 on by default.
+
+    Returns
+    -------
+    int
+        Exit status.
+
+    Raises
+    ------
+    FileNotFoundError, ModuleNotFoundError
+        As `dashboard_command`.
+    OSError
+        If the port, or every port tried, is taken.
+    """
+    port = _free_port(address, port)
+    command = dashboard_command(root, address, port)
+    url = f"http://{address}:{port}"
+    print(f"Dashboard over {root}: {url} (Ctrl-C ends it)", flush=True)
+    with subprocess.Popen(command) as server:
+        try:
+            if sys.stdout.isatty() and address == ADDRESS:
+                webbrowser.open(url)
+            return server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()
+            return 0
+
+
+def _script() -> Path:
+    """Return the app's entry script: inside the installed package, or in a clone's app/."""
+    installed = Path(__file__).parent / "_app" / "main.py"
+    return installed if installed.is_file() else Path(__file__).parents[1] / "app" / "main.py"
+
+
+def _free_port(address: str, wanted: int | None) -> int:
+    for port in [wanted] if wanted else range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                if wanted:
+                    raise OSError(
+                        f"Port {wanted} on {address} is taken; choose another."
+                    ) from error
+                continue
+            return port
+    raise OSError(f"No free port on {address} from {FIRST_PORT} on; choose one with --port.")

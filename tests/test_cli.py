@@ -1,0 +1,127 @@
+"""The ``spectra`` command: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spectra.cli import main
+from tests.helpers import tiny_model_folder
+
+COMMANDS = ("demo", "train", "index", "analyze", "plot", "dashboard", "report")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two trained and analysed runs, made through the command line."""
+    root = tmp_path_factory.mktemp("cli")
+    model = tiny_model_folder(root / "model")
+    data = root / "data.jsonl"
+    words = ["the old river sings", "a small bird", "of the song"]
+    rows = [{"question": q, "answer": q} for q in words * 4]
+    data.write_text("\n".join(json.dumps(r) for r in rows))
+    for method in ("lora", "sorsa"):
+        options = "--rank 3 --batch-size 2 --micro-batch-size 2 --max-steps 4 --every 2"
+        status = main(
+            ["train", "--model", str(model), "--method", method, "--data", str(data)]
+            + ["--out", str(root / "runs" / method), "--max-length", "64", *options.split()]
+        )
+        assert status == 0
+        assert main(["analyze", str(root / "runs" / method)]) == 0
+    return root
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_a_command_to_paste(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"Example: spectra {command}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plot", "pie"])
+    assert stop.value.code == 2
+
+
+def test_a_failure_is_one_clear_line_and_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", str(tmp_path / "nowhere")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("spectra: ")
+    assert "Traceback" not in captured.err
+
+
+def test_index_lists_a_runs_snapshots(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(runs / "runs" / "sorsa")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "2 layers × q_proj, v_proj" in lines[0] and "float32" in lines[0]
+    assert main(["index", str(runs / "runs" / "sorsa"), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [c["step"] for c in listed] == [0, 2, 4]
+    first = listed[0]["matrices"][0]
+    assert (first["layer"], first["module"], first["shape"]) == (0, "q_proj", [32, 32])
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "svg", "png", "html"])
+@pytest.mark.parametrize("figure", ["trajectory", "curves", "training"])
+def test_every_figure_in_every_format(
+    figure: str, suffix: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"{figure}.{suffix}"
+    chosen = [str(runs / "runs" / m) for m in ("lora", "sorsa")]
+    assert main(["plot", figure, *chosen, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert out.stat().st_size > 1000
+
+
+def test_plot_takes_modules_layers_and_steps(runs: Path, tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.svg", tmp_path / "part.svg"
+    run = str(runs / "runs" / "sorsa")
+    assert main(["plot", "trajectory", run, "--out", str(whole)]) == 0
+    options = ["--modules", "q_proj", "--layers", "1", "--steps", "0-2", "--axes", "free"]
+    assert main(["plot", "trajectory", run, "--out", str(part), *options]) == 0
+    assert "v_proj" in whole.read_text() and "v_proj" not in part.read_text()
+
+
+def test_an_unknown_format_is_refused(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(runs / "runs" / "sorsa")
+    assert main(["plot", "trajectory", run, "--out", str(tmp_path / "a.docx")]) == 1
+    assert ".pdf" in capsys.readouterr().err
+
+
+def test_the_report_is_one_page_that_needs_no_network(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    chosen = [str(runs / "runs" / m) for m in ("lora", "sorsa")]
+    assert main(["report", *chosen, "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "<script src=" not in page and "<link" not in page
+    assert "vector_drift" not in page and "Provenance" in page and "learning_rate" in page
+
+
+def test_the_report_escapes_names(runs: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(runs / "runs" / "lora", hostile)
+    out = tmp_path / "report.html"
+    assert main(["report", str(hostile), "--out", str(out)]) == 0
+    assert "<img src=x" not in out.read_text(encoding="utf-8")
+
+
+def test_the_command_is_installed() -> None:
+    command = [str(Path(sys.executable).with_name("spectra")), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "COMMAND" in result.stdout
