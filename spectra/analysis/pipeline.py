@@ -84,7 +84,7 @@ def analyze(
     if own is not None and out is None and base is None and _has_snapshots(own):
         run = own
         base_model: Checkpoint = Snapshot(run.snapshots_path / BASE_FILE, "base")
-        checkpoints = find_snapshots(run.snapshots_path, run.method)
+        checkpoints = find_snapshots(run.snapshots_path)
     else:
         checkpoints = [c for p in folders for c in find_checkpoints(p)]
         run = Run(out if out is not None else Path("runs") / folders[0].resolve().name)

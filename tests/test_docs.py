@@ -1,0 +1,87 @@
+"""The README does what it says: its code blocks run, its commands parse and work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectra.cli import _parser, main
+from tests.helpers import shake, tiny_llama, tiny_model_folder, train_steps
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.strip()]
+    return [shlex.split(line) for line in lines]
+
+
+def test_every_make_target_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {words[1] for words in commands() if words[0] == "make"}
+    assert targets == {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_extra_it_names_exists() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in ("train", "app", "cluster", "all"):
+        assert f"`{extra}`" in README or f"[{extra}]" in README
+        assert re.search(rf"^{extra} = \[", pyproject, flags=re.MULTILINE)
+
+
+def test_every_link_into_the_repository_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_its_commands_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model_folder(tmp_path / "base-model")
+    model = tiny_llama()
+    shake(model)
+    model.save_pretrained(tmp_path / "outputs" / "checkpoint-10")
+    rows = [{"question": "the old river", "answer": "sings a song"}] * 8
+    Path("train.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    for words in commands():
+        if words[0] != "spectra":
+            continue
+        options = _parser().parse_args(words[1:])
+        if words[1] == "dashboard":
+            continue  # tests/app starts it
+        assert options.run is not None
+        assert main(words[1:]) == 0, words
+    assert Path("trajectory.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_its_python_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in blocks("python"):
+        model = tiny_llama()
+        steps = train_steps(model, 1, 3)
+        scope = {
+            "model": model,
+            "batches": range(3),
+            "train_step": lambda _, steps=steps: next(steps)[1],
+        }
+        exec(compile(code, "README.md", "exec"), scope)
+    assert Path("trajectory.pdf").read_bytes().startswith(b"%PDF")
+    assert os.path.isdir("runs/mine/drift")
+    trained = [p for p in scope["model"].parameters() if p.requires_grad]  # type: ignore[attr-defined]
+    assert trained and all(isinstance(p, torch.nn.Parameter) for p in trained)
