@@ -54,7 +54,7 @@ def load(module: str, extra: str | None) -> Any:
         if extra is None or (error.name or "").split(".")[0] in ("spectra", "checkpoints_index"):
             raise
         raise ModuleNotFoundError(
-            f"{module} needs {error.name}, which is not installed: "
-            f'pip install "spectra-svd[{extra}]" (in a clone: pip install ".[{extra}]").',
+            f"{module} needs {error.name}, which is not installed. Install Spectra with its "
+            f'extra "{extra}": pip install ".[{extra}]" in a clone.',
             name=error.name,
         ) from error

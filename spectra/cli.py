@@ -48,12 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    load("spectra.training.trainer", "train")
-    _quiet_transformers()
+    from spectra.dashboard import require_streamlit, serve
+
+    if options.dashboard:
+        require_streamlit()  # now, and not after minutes of training
     demo = load("spectra.demo", "train")
+    _quiet_transformers()
     demo.demo(options.out, options.steps)
     if options.dashboard:
-        return load("spectra.dashboard", "app").serve(Path(options.out) / "runs")
+        return serve(Path(options.out) / "runs")
     print(f"Look at it with: spectra dashboard {Path(options.out) / 'runs'}")
     return 0
 
@@ -150,7 +153,9 @@ def _plot(options: argparse.Namespace) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    return load("spectra.dashboard", "app").serve(options.root, options.address, options.port)
+    from spectra.dashboard import serve
+
+    return serve(options.root, options.address, options.port)
 
 
 def _report(options: argparse.Namespace) -> None:

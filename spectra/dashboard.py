@@ -27,11 +27,7 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder. Give the one that holds your runs.")
-    if importlib.util.find_spec("streamlit") is None:
-        raise ModuleNotFoundError(
-            'The dashboard needs Streamlit: pip install "spectra-svd[app]" '
-            '(in a clone: pip install ".[app]").'
-        )
+    require_streamlit()
     options = {
         "server.address": address,
         "server.port": str(port),
@@ -83,6 +79,15 @@ def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> 
             server.terminate()
             server.wait()
             return 0
+
+
+def require_streamlit() -> None:
+    """Raise ModuleNotFoundError, with what to install, if Streamlit is missing."""
+    if importlib.util.find_spec("streamlit") is None:
+        raise ModuleNotFoundError(
+            "The dashboard needs Streamlit, which is not installed. Install Spectra with its "
+            'extra "app": pip install ".[app]" in a clone.'
+        )
 
 
 def _script() -> Path:

@@ -83,5 +83,5 @@ def test_its_python_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(code, "README.md", "exec"), scope)
     assert Path("trajectory.pdf").read_bytes().startswith(b"%PDF")
     assert os.path.isdir("runs/mine/drift")
-    trained = [p for p in scope["model"].parameters() if p.requires_grad]  # type: ignore[attr-defined]
+    trained = [p for p in scope["model"].parameters() if p.requires_grad]
     assert trained and all(isinstance(p, torch.nn.Parameter) for p in trained)

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from spectra.store import Run
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
+# What a matrix can be, NaN or beyond LAPACK, that must not cost the others their rows.
+_UNDECOMPOSABLE = (ValueError, torch.linalg.LinAlgError)
 # Finished rows wait at most so long in memory before they are on disk.
 _WRITE_SECONDS = 5.0
 
@@ -144,13 +147,11 @@ def _compute(
         return
     workers = min(joblib.effective_n_jobs(workers), len(tasks))
     threads = max(1, (os.cpu_count() or 1) // workers)
-    if scheduler is None:
-        backend: dict[str, Any] = {"backend": "loky", "inner_max_num_threads": threads}
-    else:
-        _connect(scheduler)
-        backend = {"backend": "dask"}
-        workers = -1
-    with joblib.parallel_config(**backend):
+    backend: dict[str, Any] = {"backend": "loky", "inner_max_num_threads": threads}
+    cluster: AbstractContextManager[Any] = nullcontext()
+    if scheduler is not None:
+        backend, cluster, workers = {"backend": "dask"}, _connect(scheduler), -1
+    with cluster, joblib.parallel_config(**backend):
         parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
         for rows in parallel(joblib.delayed(_solve_all)(t, values_only, threads) for t in tasks):
             yield from rows
@@ -165,7 +166,11 @@ def _solve(task: Task, values_only: bool) -> Iterator[tuple[Row, Row]]:
     w_0 = task.base.read(task.matrix).dense
     if w_0 is None:
         raise ValueError(f"{task.base.path} is an adapter, not a base model. Give its base.")
-    base = BaseMatrix(w_0, values_only)
+    base: BaseMatrix | None = None
+    try:
+        base = BaseMatrix(w_0, values_only)
+    except _UNDECOMPOSABLE as error:
+        logger.warning("%s, %s: %s", task.base.path, task.matrix.name, error)
     for stale in task.steps:
         keys = {
             "step": stale.checkpoint.step,
@@ -173,23 +178,26 @@ def _solve(task: Task, values_only: bool) -> Iterator[tuple[Row, Row]]:
             "module": stale.matrix.module,
             "source": stale.source,
         }
-        weight = stale.checkpoint.read(stale.matrix)
-        try:
-            drift, spectrum = base.drift(weight)
-        except ValueError as error:
-            logger.warning("%s, %s: %s", stale.checkpoint.path, stale.matrix.name, error)
-            drift, spectrum = unreadable_row(stale.matrix.shape), {}
+        drift: Row = unreadable_row(stale.matrix.shape)
+        spectrum: Row = {}
+        if base is not None:
+            weight = stale.checkpoint.read(stale.matrix)
+            try:
+                drift, spectrum = base.drift(weight)
+            except _UNDECOMPOSABLE as error:
+                logger.warning("%s, %s: %s", stale.checkpoint.path, stale.matrix.name, error)
         yield drift | keys | {"dtype": stale.matrix.dtype}, spectrum and spectrum | keys
 
 
-def _connect(scheduler: str) -> None:
+def _connect(scheduler: str) -> AbstractContextManager[Any]:
     try:
         from distributed import Client
     except ImportError as error:
         raise ModuleNotFoundError(
-            '--scheduler needs Dask: pip install "spectra-svd[cluster]".'
+            "A scheduler needs Dask, which is not installed. Install Spectra with its extra "
+            '"cluster": pip install ".[cluster]" in a clone.'
         ) from error
-    Client(scheduler)
+    return Client(scheduler)
 
 
 def _has_snapshots(run: Run) -> bool:

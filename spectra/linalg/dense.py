@@ -42,6 +42,8 @@ def decompose(w: Tensor) -> Decomposition:
     ------
     ValueError
         If `w` is not a matrix, is empty, or has NaN or infinite entries.
+    torch.linalg.LinAlgError
+        If LAPACK's SVD does not converge either.
 
     Examples
     --------
@@ -50,7 +52,10 @@ def decompose(w: Tensor) -> Decomposition:
     """
     w = as_float64(w)
     wide = w if w.shape[0] <= w.shape[1] else w.T  # (k, l), k <= l
-    eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
+    try:
+        eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
+    except torch.linalg.LinAlgError:  # it did not converge; the SVD's algorithm may
+        eigenvalues = w.new_zeros(1)
     if _gram_is_safe(eigenvalues):
         product = vectors.flip(1).T @ wide  # (k, l): rows σ_i v_iᵀ
         s = torch.linalg.vector_norm(product, dim=1)

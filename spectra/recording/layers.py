@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints_index import clean_name, locate, matches
+from checkpoints_index.matrices import DTYPES, torch_dtype_name
 from checkpoints_index.snapshots import INITIAL_PARTS, PARTS
 
 # LoRA initialisations that subtract the adapter's start from the stored base weight, so that
@@ -87,7 +88,12 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
     """
     found: dict[str, RecordedLayer] = {}
     names = []
+    adapted: str | None = None
     for path, module in model.named_modules():
+        # A glob may match what an adapter is made of, which follows the adapted layer.
+        if adapted is not None and path.startswith(adapted):
+            continue
+        adapted = f"{path}." if hasattr(module, "base_layer") else None
         name = clean_name(path)
         place = locate(name)
         if place is None or not isinstance(getattr(module, "weight", None), Tensor):
@@ -99,6 +105,8 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
             found[name] = _adapted(name, module, model)
         elif module.weight.ndim == 2 and module.weight.requires_grad:
             found[name] = RecordedLayer(name, "dense", module)
+    for layer in found.values():
+        _refuse_other_weights(layer.name, layer.w_0())
     if not found:
         raise ValueError(
             f"No trained layer matches modules={list(modules)}; the model has e.g. "
@@ -127,9 +135,10 @@ def _adapted(name: str, layer: Any, model: nn.Module) -> RecordedLayer:
 
 
 def _refuse_other_lora(name: str, layer: Any, adapter: str, model: nn.Module) -> None:
-    config = getattr(model, "peft_config", {}).get(adapter)
-    initialisation = getattr(config, "init_lora_weights", True)
-    if isinstance(initialisation, str) and initialisation.startswith(_BASE_REWRITING):
+    # DDP and other wrappers do not pass the attribute on.
+    configs = next((m.peft_config for m in model.modules() if hasattr(m, "peft_config")), {})
+    initialisation = getattr(configs.get(adapter), "init_lora_weights", True)
+    if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_REWRITING):
         raise ValueError(
             f"{name}: init_lora_weights={initialisation!r} rewrites the base, so W_0 is no longer "
             "in the model; recorded are LoRA adapters that leave it alone."
@@ -137,6 +146,15 @@ def _refuse_other_lora(name: str, layer: Any, adapter: str, model: nn.Module) ->
     if getattr(layer, "lora_variant", {}).get(adapter) is not None or layer.fan_in_fan_out:
         raise ValueError(
             f"{name}: only plain LoRA on torch.nn.Linear is recorded, without DoRA and variants."
+        )
+
+
+def _refuse_other_weights(name: str, w_0: Tensor) -> None:
+    if w_0.ndim != 2 or torch_dtype_name(w_0.dtype) not in DTYPES.values():
+        raise ValueError(
+            f"{name} must have a matrix of {', '.join(DTYPES.values())} as its weight, it has "
+            f"{torch_dtype_name(w_0.dtype)} of shape {tuple(w_0.shape)}. Quantised bases are not "
+            "recorded; load the base in 16 bits."
         )
 
 

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from checkpoints_index import CheckpointError
+from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
 from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
 from spectra.store import TRAINING_QUANTITIES, Run, whole_file
+from spectra.store.files import remove_leftovers
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 DEFAULT_EVERY = 50
@@ -177,7 +179,9 @@ class Recorder:
             )
         row = self._rows.setdefault(step, {"step": step})
         row.setdefault("seconds", time.monotonic() - self._started)
-        row.update({name: float(v) for name, v in values.items() if v is not None})
+        for name, value in values.items():
+            if value is not None:
+                row[name] = float(value.detach() if isinstance(value, Tensor) else value)
 
     def flush(self) -> None:
         """Write the training rows that are still in memory."""
@@ -207,7 +211,7 @@ class Recorder:
     def _ensure_base(self, start_step: int) -> str:
         path = self.run.snapshots_path / BASE_FILE
         if path.exists():
-            return self._check_base(Snapshot(path))
+            return self._check_base(Snapshot(path), start_step)
         if start_step > 0 and any(layer.kind == "dense" for layer in self._layers):
             raise ValueError(
                 f"{self.run.path} has no base and the model is at step {start_step} already: its "
@@ -219,9 +223,10 @@ class Recorder:
                 tensors[f"{layer.name}.{part}"] = on_cpu(tensor)
         return self._write(path, tensors, 0, {e.name: {"kind": "dense"} for e in self._layers})
 
-    def _check_base(self, stored: Snapshot) -> str:
+    def _check_base(self, stored: Snapshot, start_step: int) -> str:
         """Refuse to continue a run with other matrices or another base than it began with."""
-        shapes = {m.name: m.shape for m in stored.matrices}
+        matrices = {m.name: m for m in stored.matrices}
+        shapes = {name: matrix.shape for name, matrix in matrices.items()}
         present = {layer.name: tuple(layer.w_0().shape) for layer in self._layers}
         if shapes != present:
             differing = sorted(dict(shapes.items() ^ present.items()))
@@ -229,16 +234,23 @@ class Recorder:
                 f"{self.run.path} was begun with other matrices than this model has; they differ "
                 f"in {', '.join(differing[:3])} ({len(differing)} in all). Record into a new run."
             )
-        first = next((layer for layer in self._layers if layer.kind != "dense"), None)
-        if first is not None:
-            matrix = next(m for m in stored.matrices if m.name == first.name)
-            if not torch.equal(
-                stored.read(matrix).on(on_cpu(first.w_0())), first.w_0().cpu().double()
-            ):
-                raise ValueError(
-                    f"{self.run.path} was begun on another base: {first.name} differs from what "
-                    "is stored. Record into a new run."
-                )
+        file = TensorFile(stored.path)
+        for layer in self._layers:
+            # In training, a plain layer is no longer its base.
+            if layer.kind != "dense" or start_step == 0:
+                w_0 = on_cpu(layer.w_0())
+                if not torch.equal(stored.read(matrices[layer.name]).on(w_0), w_0.double()):
+                    raise ValueError(
+                        f"{self.run.path} was begun on another base: {layer.name} differs from "
+                        "what is stored. Record into a new run."
+                    )
+            for part, tensor in layer.initial_tensors().items():
+                name = f"{layer.name}.{part}"
+                if name not in file.shapes or not torch.equal(file.read(name), on_cpu(tensor)):
+                    raise ValueError(
+                        f"{self.run.path} holds no or other initial factors of {layer.name} than "
+                        "this adapter has: it was begun with another. Record into a new run."
+                    )
         return stored.id
 
     def _write(
@@ -264,6 +276,7 @@ class Recorder:
             for row in rows.to_dict("records")
             if row["step"] < step
         }
+        remove_leftovers(self.run.snapshots_path, older_than=time.time())
         for path in self.run.snapshots_path.glob("step-*.safetensors"):
             try:
                 stale = Snapshot(path).step >= step

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from distributed import LocalCluster
 from peft import PeftModel
 
 import spectra
@@ -158,6 +159,16 @@ def test_workers_give_the_same_rows(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(parallel, serial, rtol=1e-9, atol=1e-12)
 
 
+def test_a_dask_cluster_gives_the_same_rows(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    serial = analyze(tmp_path / "run").drop(columns="residual")
+    for part in Run(tmp_path / "run").drift.parts():
+        part.unlink()
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        rows = analyze(tmp_path / "run", scheduler=cluster.scheduler_address)
+    pd.testing.assert_frame_equal(rows.drop(columns="residual"), serial, rtol=1e-9, atol=1e-12)
+
+
 def test_a_moved_run_still_works_and_computes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +197,19 @@ def test_nan_weights_mark_their_row_and_spare_the_rest(
     assert marked["delta_sigma"].isna().all()
     assert drift["delta_sigma"].notna().sum() == len(drift) - 1
     assert "1 of its 1024 entries are NaN or Inf" in caplog.text
+
+
+def test_a_base_with_nan_spares_the_other_matrices(tmp_path: Path) -> None:
+    model = lora(tiny_llama())
+    layer = model.base_model.model.model.layers[0].self_attn.v_proj
+    with torch.no_grad():
+        layer.base_layer.weight[0, 0] = float("inf")
+    with spectra.Recorder(tmp_path / "run", every=1).attach(model) as recorder:
+        recorder.step(1)
+    drift = analyze(tmp_path / "run")
+    marked = drift[drift["solver"] == "none"]
+    assert set(zip(marked["layer"], marked["module"], strict=True)) == {(0, "v_proj")}
+    assert len(marked) == 2 and len(drift) == 8
 
 
 @pytest.mark.parametrize("kind", ["adapter", "whole"])

@@ -44,8 +44,8 @@ def _line(run: Run) -> str:
         f"{step_seconds:.1f}",
         f"{len(snapshots)} × {size:.2f} MiB",
         f"{seconds:.0f} s ({count} matrices)",
-        *(f"{ends.loc[m, 'delta_sigma']:.2e}" for m in ("q_proj", "v_proj")),
-        *(f"{ends.loc[m, 'delta_d']:.2e}" for m in ("q_proj", "v_proj")),
+        *(f"{float(ends['delta_sigma'][m]):.2e}" for m in ("q_proj", "v_proj")),
+        *(f"{float(ends['delta_d'][m]):.2e}" for m in ("q_proj", "v_proj")),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -86,6 +86,19 @@ def test_close_singular_values_get_the_svd_and_good_ones_the_gram_matrix() -> No
         assert decompose(MATRICES[name]).solver == "svd"
 
 
+def test_where_eigh_does_not_converge_the_svd_steps_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    assert decompose(MATRICES["wide"]).solver == "svd"
+
+
+def test_entries_that_overflow_when_squared_get_the_svd() -> None:
+    result = decompose(1e200 * gaussian(4, 6))
+    assert result.solver == "svd" and torch.isfinite(result.s).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_input_is_decomposed_in_float64(dtype: torch.dtype) -> None:
     w = gaussian(8, 12).to(dtype)

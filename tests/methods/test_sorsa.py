@@ -61,7 +61,7 @@ def layers(model: nn.Module) -> list[SorsaLinear]:
 def test_step_0_computes_exactly_what_the_base_computes(
     dtype: torch.dtype, targets: list[str] | str
 ) -> None:
-    base = llama().to(dtype)
+    base = llama().to(dtype)  # type: ignore[arg-type]
     expected = logits(base)
     model = peft.get_peft_model(base, SorsaConfig(r=4, target_modules=targets))
     assert torch.equal(logits(model), expected)
