@@ -13,6 +13,7 @@ from checkpoints_index.matrices import (
     TrainedFactors,
     Weight,
     clean_name,
+    factors_fit,
     locate,
 )
 from checkpoints_index.safetensors_files import TensorFile, read_json
@@ -26,8 +27,27 @@ _PARTS = {
     "LORA": ("lora_B.weight", "lora_A.weight"),
     "SORSA": ("sorsa_u", "sorsa_s", "sorsa_vh", "sorsa_u0", "sorsa_s0", "sorsa_vh0"),
 }
+# PEFT's own, for configurations that leave it out.
+_DEFAULT_ALPHA = 8
+BASE_REWRITING_LORA = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""LoRA initialisations that subtract the adapter's start from the stored base weight, so that
+the base no longer holds W_0; by the beginnings of their names."""
 # Settings under which a LoRA's W_t is not W_0 + scaling · B A on the stored base.
-_UNREAD_LORA = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
+_UNREAD_LORA = (
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+)
 
 
 class AdapterFolder:
@@ -80,8 +100,7 @@ class AdapterFolder:
         return Weight(update=(self._scaling(b.shape[1]) * b.double(), a.double()))
 
     def _scaling(self, rank: int) -> float:
-        alpha = float(self._config.get("lora_alpha", rank))
-        return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+        return self._alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
     def _refuse_unread(self) -> None:
         if self._kind not in _PARTS:
@@ -91,32 +110,43 @@ class AdapterFolder:
             )
         if self._kind == "LORA":
             used: list[Any] = [k for k in _UNREAD_LORA if self._config.get(k)]
-            if isinstance(self._config.get("init_lora_weights"), str):
+            initialisation = str(self._config.get("init_lora_weights")).lower()
+            if initialisation.startswith(BASE_REWRITING_LORA):
                 used.append(f"init_lora_weights={self._config['init_lora_weights']!r}")
             if used:
                 raise CheckpointError(
                     f"{self.path} is a LoRA with {', '.join(map(str, used))}, which is not read "
                     "here. Merge it into its base with PEFT and analyse the merged model."
                 )
+            alpha = self._config.get("lora_alpha", _DEFAULT_ALPHA)
+            if not isinstance(alpha, int | float):
+                raise CheckpointError(
+                    f"{self.path / CONFIG_FILE}: lora_alpha must be a number, got {alpha!r}."
+                )
+            self._alpha = float(alpha)
 
     def _find_matrices(self) -> list[Matrix]:
-        first, last = _PARTS[self._kind][0], _PARTS[self._kind][-1]
+        parts = _PARTS[self._kind]
+        shapes, dtypes = self._file.shapes, self._file.dtypes
+        stems = [t.removesuffix(f".{p}") for t in shapes for p in parts if t.endswith(f".{p}")]
         found = []
-        for tensor in self._file.shapes:
-            stem = tensor.removesuffix(f".{first}")
+        for stem in dict.fromkeys(stems):
             place = locate(clean_name(stem))
-            if stem == tensor or place is None:
+            if place is None:
                 continue
-            other = f"{stem}.{last}"
-            dtype = DTYPES.get(self._file.dtypes[tensor])
-            shapes = self._file.shapes
-            if other not in shapes or len(shapes[tensor]) != 2 or len(shapes[other]) != 2:
+            names = [f"{stem}.{part}" for part in parts]
+            if any(name not in shapes for name in names):
                 raise CheckpointError(f"{self._file.path}: {stem!r} lacks a factor.")
-            if dtype is None:
-                raise CheckpointError(f"{self._file.path}: {tensor!r} is no matrix of floats.")
-            shape = (shapes[tensor][0], shapes[other][1])
+            # SORSA's six are the trained three and the initial three.
+            size = min(len(parts), 3)
+            factors = [shapes[name] for name in names]
+            if not factors_fit(factors[:size]) or factors[size:] not in ([], factors[:size]):
+                raise CheckpointError(f"{self._file.path}: the factors of {stem!r} do not fit.")
+            if any(dtypes[name] not in DTYPES for name in names):
+                raise CheckpointError(f"{self._file.path}: {stem!r} is no matrix of floats.")
             self._stems[clean_name(stem)] = stem
-            found.append(Matrix(clean_name(stem), *place, shape, dtype))
+            shape = (factors[0][0], factors[size - 1][1])
+            found.append(Matrix(clean_name(stem), *place, shape, DTYPES[dtypes[names[0]]]))
         return found
 
 

@@ -59,8 +59,12 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     return sorted((_open(p, step) for p, step in steps.items() if step is not None), key=_by_step)
 
 
-def find_snapshots(folder: Path, method: str = "unknown") -> list[Checkpoint]:
+def find_snapshots(folder: Path) -> list[Checkpoint]:
     """Return a run's snapshots, ordered by step, without its base."""
+    try:
+        method = str(json.loads((folder.parent / "run.json").read_text("utf-8"))["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        method = "unknown"
     files = sorted(folder.glob("step-*.safetensors"))
     return sorted((Snapshot(file, method) for file in files), key=_by_step)
 

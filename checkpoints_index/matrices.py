@@ -177,9 +177,31 @@ def locate(name: str) -> tuple[int, str] | None:
     return (int(numbers[0]), name.rsplit(".", 1)[-1]) if numbers else None
 
 
-def matches(module: str, patterns: Iterable[str] | None) -> bool:
-    """Whether a module's name is one of `patterns` (names or globs); ``None`` matches all."""
-    return patterns is None or any(fnmatch.fnmatchcase(module, p) for p in patterns)
+def matches(name: str, patterns: Iterable[str] | None) -> bool:
+    """Whether a layer's path fits one of `patterns`; ``None`` matches all.
+
+    A pattern is a name or a glob for the last part of the path; one with a dot in it is for the
+    whole path.
+
+    Examples
+    --------
+    >>> matches("vision_tower.layers.0.self_attn.q_proj", ["q_*", "k_proj"])
+    True
+    >>> matches("vision_tower.layers.0.self_attn.q_proj", ["language_model.*.q_proj"])
+    False
+    """
+    last = name.rsplit(".", 1)[-1]
+    return patterns is None or any(
+        fnmatch.fnmatchcase(name if "." in pattern else last, pattern) for pattern in patterns
+    )
+
+
+def factors_fit(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether factors (m, r), perhaps (r,), and (r, n) can be multiplied."""
+    first, *middle, last = shapes
+    if not len(first) == len(last) == 2:
+        return False
+    return first[1] == last[0] and all(shape == (last[0],) for shape in middle)
 
 
 def torch_dtype_name(dtype: torch.dtype) -> str:

@@ -34,7 +34,9 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with safe_open(path, framework="pt") as file:
+            # "pt" would map the file as private memory, which the kernel refuses for files
+            # larger than the machine's.
+            with safe_open(path, framework="np") as file:
                 self.metadata: Mapping[str, str] = file.metadata() or {}
                 self.shapes: dict[str, tuple[int, ...]] = {}
                 self.dtypes: dict[str, str] = {}
@@ -66,7 +68,7 @@ class TensorFile:
         try:
             with safe_open(self.path, framework="pt") as file:
                 return file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} cannot be read ({error}).") from error
 
     @property
@@ -115,12 +117,13 @@ class ModelFolder:
         index = self.path / MODEL_INDEX
         if not index.is_file():
             return [TensorFile(self.path / MODEL_FILE)]
-        names = set(read_json(index).get("weight_map", {}).values())
+        weight_map = read_json(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
             raise CheckpointError(
                 f"{index} must map tensors to file names in its own folder under 'weight_map'."
             )
-        return [TensorFile(self.path / name) for name in sorted(names)]
+        return [TensorFile(self.path / name) for name in sorted(set(names))]
 
     @property
     def fingerprint(self) -> str:

@@ -26,7 +26,14 @@ from typing import Any
 import torch
 
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import DTYPES, Matrix, TrainedFactors, Weight, locate
+from checkpoints_index.matrices import (
+    DTYPES,
+    Matrix,
+    TrainedFactors,
+    Weight,
+    factors_fit,
+    locate,
+)
 from checkpoints_index.safetensors_files import TensorFile
 
 FORMAT = 1
@@ -98,28 +105,33 @@ class Snapshot:
     def _initial_factors(self, matrix: Matrix) -> TrainedFactors:
         if self._base_file is None:
             self._base_file = TensorFile(self.path.with_name(BASE_FILE))
-        read = self._base_file.read
-        return TrainedFactors(*(read(f"{matrix.name}.{part}") for part in INITIAL_PARTS))
+        factors = [self._base_file.read(f"{matrix.name}.{part}") for part in INITIAL_PARTS]
+        trained = [self._file.shapes[f"{matrix.name}.{part}"] for part in PARTS["sorsa"]]
+        if [tuple(f.shape) for f in factors] != trained:
+            raise CheckpointError(
+                f"{self._base_file.path}: the initial factors of {matrix.name!r} have other shapes "
+                f"than the trained ones in {self.path.name}."
+            )
+        return TrainedFactors(*factors)
 
     def _matrix(self, name: str) -> Matrix:
         place = locate(name)
         entry = self._kinds[name]
-        if place is None or entry.get("kind") not in PARTS:
+        if place is None or str(entry["kind"]) not in PARTS:
             raise CheckpointError(f"{self.path}: {name!r} is described in an unknown way.")
         shapes, dtypes = self._file.shapes, self._file.dtypes
         parts = [f"{name}.{part}" for part in PARTS[entry["kind"]]]
         missing = [p for p in parts if p not in shapes]
         if missing:
             raise CheckpointError(f"{self.path} has no tensor {missing[0]!r}.")
-        first, last = shapes[parts[0]], shapes[parts[-1]]
-        if not (len(first) == len(last) == 2) or dtypes[parts[0]] not in DTYPES:
-            raise CheckpointError(f"{self.path}: {name!r} must be a matrix of floats.")
-        rows, cols = {
-            "dense": (first[0], first[1]),
-            "lora": (last[0], first[1]),
-            "sorsa": (first[0], last[1]),
-        }[entry["kind"]]
-        return Matrix(name, *place, (rows, cols), DTYPES[dtypes[parts[0]]])
+        # LoRA's factors are named in the order of their use, A before B.
+        factors = [shapes[p] for p in (reversed(parts) if entry["kind"] == "lora" else parts)]
+        fit = len(factors[0]) == 2 if entry["kind"] == "dense" else factors_fit(factors)
+        if not fit or any(dtypes[p] not in DTYPES for p in parts):
+            raise CheckpointError(
+                f"{self.path}: {name!r} must be a matrix of floats, or factors of one."
+            )
+        return Matrix(name, *place, (factors[0][0], factors[-1][1]), DTYPES[dtypes[parts[0]]])
 
 
 def sorsa_weight(trained: TrainedFactors, initial: TrainedFactors) -> Weight:
@@ -140,8 +152,11 @@ def _header(file: TensorFile) -> dict[str, Any]:
                 f"{file.path} has snapshot format {header['format']}, this version reads up to "
                 f"{FORMAT}. Upgrade spectra-svd."
             )
-        int(header["step"]), str(header["id"]), dict(header["matrices"])
-    except (KeyError, TypeError, ValueError) as error:
+        int(header["step"]), str(header["id"])
+        for entry in header["matrices"].values():
+            if entry["kind"] == "lora":
+                float(entry["scaling"])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.path} is a safetensors file, but no Spectra snapshot ({error!r})."
         ) from error

@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
     try:
         return options.run(options) or 0
+    except BrokenPipeError:
+        return 0
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
-    except (OSError, ValueError, CheckpointError, ModuleNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, CheckpointError, ModuleNotFoundError) as error:
         print(f"spectra: {error}", file=sys.stderr)
     return 1
 
@@ -74,8 +76,11 @@ def _train(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from checkpoints_index import find_checkpoints
+    from spectra.store import find_runs
 
-    found = find_checkpoints(options.path)
+    # A folder of runs lists what each of them recorded.
+    runs = [r.path for r in find_runs(options.path) if r.snapshots_path.is_dir()]
+    found = [c for path in runs or [options.path] for c in find_checkpoints(path)]
     if options.json:
         print(json.dumps([_described(c) for c in found], indent=2))
         return
@@ -122,12 +127,10 @@ def _analyze(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    import pandas as pd
-
     from spectra import figures
-    from spectra.store import Run
+    from spectra.store import expand_runs, read_runs
 
-    runs = [Run(p) for p in options.runs]
+    runs = expand_runs(options.runs)
     backend = figures.backend_for(options.out)
     chosen: dict[str, Any] = {
         "modules": _names(options.modules),
@@ -135,17 +138,17 @@ def _plot(options: argparse.Namespace) -> None:
         "steps": _range(options.steps),
     }
     if options.figure == "training":
-        rows = pd.concat([r.read_training() for r in runs], ignore_index=True)
+        rows = read_runs(runs, "training")
         if chosen["steps"] is not None:
             rows = rows[rows["step"].isin(chosen["steps"])]
         columns = _names(options.columns) or ("loss", "grad_norm")
         figure = figures.training(rows, columns, backend=backend, log=options.log)
     else:
-        rows = pd.concat([r.read_drift() for r in runs], ignore_index=True)
+        rows = read_runs(runs, "drift")
         if options.figure == "trajectory":
             figure = figures.trajectory(rows, backend=backend, axes=options.axes, **chosen)
         else:
-            (column,) = _names(options.columns) or ("kappa",)
+            column = options.columns or "kappa"
             figure = figures.curves(
                 rows, column, backend=backend, overlay=options.overlay, log=options.log, **chosen
             )
@@ -160,9 +163,9 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> None:
     from spectra.report import write_report
-    from spectra.store import Run
+    from spectra.store import expand_runs
 
-    print(f"Wrote {write_report([Run(p) for p in options.runs], options.out)}")
+    print(f"Wrote {write_report(expand_runs(options.runs), options.out)}")
 
 
 # Options of `spectra train` that override a field of TrainSettings, with type and help.
@@ -176,6 +179,8 @@ _TRAIN_OPTIONS: dict[str, tuple[type, str]] = {
     "max_steps": (int, "optimizer steps, instead of epochs"),
     "batch_size": (int, "examples per optimizer step (default: 128)"),
     "micro_batch_size": (int, "examples per forward pass (default: 4)"),
+    "squared": (bool, "square the regularizer's norms, as the author's blog does"),
+    "clip_together": (bool, "clip the gradients of task and regularizer together"),
     "max_length": (int, "tokens of prompt and response (default: 512)"),
     "warmup_ratio": (float, "share of the steps that warm up (default: 0.03)"),
     "weight_decay": (float, "weight decay (default: 0)"),
@@ -197,7 +202,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "demo", _demo, "the whole job on what is built in", "spectra demo")
     command.add_argument("--out", default="spectra-demo", help="folder (default: %(default)s)")
-    command.add_argument("--steps", type=int, default=80, help="per method (default: %(default)s)")
+    command.add_argument(
+        "--steps", type=_positive, default=80, help="per method (default: %(default)s)"
+    )
     command.add_argument("--no-dashboard", dest="dashboard", action="store_false")
 
     command = _command(
@@ -215,9 +222,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, help="the run's folder; continued if it exists")
     _modules(command)
     for name, (kind, text) in _TRAIN_OPTIONS.items():
-        command.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, choices=_CHOICES.get(name), help=text
-        )
+        option = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            command.add_argument(option, action="store_true", default=None, help=text)
+        else:
+            command.add_argument(option, type=kind, choices=_CHOICES.get(name), help=text)
 
     command = _command(
         commands,
@@ -236,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoints to drift rows; only what is new",
         "spectra analyze runs/sorsa",
     )
-    command.add_argument("paths", nargs="+", help="a run, or folders with checkpoints")
+    command.add_argument(
+        "paths", nargs="+", help="runs, a folder of runs, or folders with checkpoints"
+    )
     command.add_argument("--base", help="folder or hub id of the base model")
     _modules(command)
     command.add_argument("--out", help="run to write to (default for checkpoints: runs/NAME)")
@@ -254,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
         "spectra plot trajectory runs/lora runs/sorsa --out figure.pdf",
     )
     command.add_argument("figure", choices=("trajectory", "curves", "training"))
-    command.add_argument("runs", nargs="+")
+    command.add_argument("runs", nargs="+", help="runs, or folders of runs")
     command.add_argument("--out", required=True, help="FILE.pdf, .svg, .png or .html")
     _modules(command)
     command.add_argument("--layers", help="such as 0-11 or 3,5,7")
@@ -274,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         "spectra dashboard runs",
     )
     command.add_argument("root")
-    command.add_argument("--port", type=int, help="default: the first free one from 8501 on")
+    command.add_argument("--port", type=_port, help="default: the first free one from 8501 on")
     command.add_argument("--address", default="127.0.0.1", help="default: %(default)s only")
 
     command = _command(
@@ -303,6 +314,20 @@ def _modules(command: argparse.ArgumentParser) -> None:
     command.add_argument("--modules", help="comma-separated names or globs, e.g. q_proj,v_proj")
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"must be between 1 and 65535, got {number}")
+    return number
+
+
 def _names(text: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else None
 
@@ -324,3 +349,4 @@ def _quiet_transformers() -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ import pandas as pd
 from spectra import figures
 from spectra.analysis import analyze
 from spectra.report import write_report
-from spectra.store import Run
+from spectra.store import Run, read_runs
 from spectra.training import TrainSettings, table_2
 from spectra.training.problems import word_problems
 from spectra.training.trainer import train
@@ -43,7 +43,8 @@ def demo(out: Path | str, steps: int = 80, say: Callable[[str], None] = print) -
     out : Path or str
         Folder for the runs, ``figures/`` and ``report.html``.
     steps : int
-        Optimizer steps of each method; eight of them, evenly spread, are recorded beside step 0.
+        Optimizer steps of each method; at least eight of them, evenly spread, are recorded
+        beside step 0, where there are so many.
     say : callable
         Told every result as a line of text.
 
@@ -71,8 +72,7 @@ def demo(out: Path | str, steps: int = 80, say: Callable[[str], None] = print) -
             f"{time.monotonic() - started:.0f} s since the start"
         )
         runs.append(run)
-    drift = pd.concat([run.read_drift() for run in runs], ignore_index=True)
-    training = pd.concat([run.read_training() for run in runs], ignore_index=True)
+    drift, training = read_runs(runs, "drift"), read_runs(runs, "training")
     for path in draw_figures(drift, training, out / "figures"):
         say(f"  wrote {path}")
     say(f"  wrote {write_report(runs, out / 'report.html', [NOTE])}")

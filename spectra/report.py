@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from spectra import figures
-from spectra.store import Run, whole_file
+from spectra.store import Run, read_runs, whole_file
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1180px;
@@ -58,8 +58,8 @@ def write_report(runs: Sequence[Run], path: Path | str, notes: Sequence[str] = (
     OSError
         If the file cannot be written.
     """
-    drift = pd.concat([run.read_drift() for run in runs], ignore_index=True)
-    training = pd.concat([run.read_training() for run in runs], ignore_index=True)
+    drift = read_runs(runs, "drift")
+    training = read_runs(runs, "training")
     drawn: list[tuple[str, str, Any]] = [
         ("Trajectories", _HOW["trajectory"], figures.trajectory(drift)),
         ("Condition numbers", _HOW["kappa"], figures.curves(drift, "kappa", overlay=True)),
@@ -72,7 +72,9 @@ def write_report(runs: Sequence[Run], path: Path | str, notes: Sequence[str] = (
         # The library is embedded once, with the first figure.
         drawing = figure.to_html(full_html=False, include_plotlyjs=number == 0)
         parts.append(f'<h2>{title}</h2><p class="how">{html.escape(how)}</p>{drawing}')
-    parts.append("<h2>At the last step, mean over layers</h2>" + _table(drift))
+    parts.append(
+        "<h2>At the last step: mean ΔΣ and ΔD over the layers, median κ</h2>" + _table(drift)
+    )
     parts.append("<h2>Provenance</h2>")
     for run in runs:
         settings = json.dumps(run.read_settings(), indent=2, ensure_ascii=False)

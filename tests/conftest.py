@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import tiny_model_folder
-
+# Read when torch is first imported, so by no import above: on a busy machine, threads that wait
+# for each other make products of tiny matrices a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing in the plain run may ask the hub; a missing file is an error, not a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,4 +17,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_llama` with its tokenizer as a Hugging Face folder; for reading only."""
+    from tests.helpers import tiny_model_folder
+
     return tiny_model_folder(tmp_path_factory.mktemp("tiny-llama"))

@@ -96,6 +96,54 @@ def test_plot_takes_modules_layers_and_steps(runs: Path, tmp_path: Path) -> None
     assert "v_proj" in whole.read_text() and "v_proj" not in part.read_text()
 
 
+def test_a_folder_of_runs_stands_for_its_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(runs / "runs")
+    assert main(["analyze", folder]) == 0
+    assert main(["index", folder]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 6
+    for figure in ("trajectory", "training"):
+        out = tmp_path / f"{figure}.svg"
+        assert main(["plot", figure, folder, "--out", str(out)]) == 0
+        assert "lora" in out.read_text() and "sorsa" in out.read_text()
+
+
+def test_runs_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        shutil.copytree(runs / "runs" / "lora", tmp_path / place / "lora")
+    for figure in ("trajectory", "training"):
+        out = tmp_path / f"{figure}.svg"
+        assert main(["plot", figure, str(tmp_path), "--out", str(out)]) == 0
+        assert "first/lora" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plot", "trajectory", "nowhere", "--out", "a.pdf"], "nowhere is not a folder"),
+        (["plot", "curves", "RUN", "--column", "a,b", "--out", "a.pdf"], "a,b"),
+        (["plot", "curves", "RUN", "--layers", "x", "--out", "a.pdf"], "0-11 or 3,5,7"),
+        (["report", "nowhere", "--out", "a.html"], "nowhere is not a folder"),
+        (["dashboard", "nowhere"], "nowhere is not a folder"),
+        (["train", "--model", "m", "--data", "d.jsonl", "--out", "o"], "d.jsonl does not exist"),
+    ],
+)
+def test_foreseeable_mistakes_are_one_line(
+    words: list[str],
+    message: str,
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = str(runs / "runs" / "lora")
+    assert main([run if w == "RUN" else w for w in words]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
 def test_an_unknown_format_is_refused(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from tqdm import tqdm
 
 from checkpoints_index import Checkpoint, find_checkpoints, find_snapshots, open_model
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
-from spectra.analysis.plan import Task, plan_tasks
+from spectra.analysis.plan import (
+    VALUES_ONLY,
+    WITH_VECTORS,
+    Task,
+    plan_tasks,
+    refuse_shared_steps,
+)
 from spectra.analysis.rows import BaseMatrix, Row, unreadable_row
-from spectra.store import Run
+from spectra.store import Run, find_runs, read_runs
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +56,16 @@ def analyze(
     Parameters
     ----------
     paths : Path, str or a sequence of them
-        A run (its own snapshots and base are used), or folders with checkpoints.
+        Runs, or a folder of runs (their own snapshots and bases are used), or folders with
+        checkpoints.
     base : Path or str, optional
         Folder of the base model. Needed for checkpoints outside a run, unless their adapters
         name one that is on this machine.
     modules : sequence of str, optional
         Names or globs; for a run all that it recorded, elsewhere q_proj and v_proj.
     out : Path or str, optional
-        The run to write to; ``runs/<name of the folder>`` for checkpoints outside a run.
+        The run to write to. Recorded runs keep their own rows by default; checkpoints outside
+        a run go to ``runs/<name of the folder>``.
     values_only : bool
         Singular values without vectors: no ΔD, but cheaper.
     workers : int
@@ -70,7 +79,7 @@ def analyze(
     Returns
     -------
     DataFrame
-        All drift rows of the run, one per step × layer × module.
+        All drift rows of the run or runs, one per step × layer × module.
 
     Raises
     ------
@@ -80,38 +89,74 @@ def analyze(
         If a checkpoint is broken.
     ValueError
         If base, modules and checkpoints do not fit together.
+    RuntimeError
+        If another process is analysing the same run.
     """
-    given = [paths] if isinstance(paths, str | Path) else paths
-    folders = [Path(p) for p in given]
-    own = Run(folders[0]) if len(folders) == 1 and Run(folders[0]).exists() else None
-    if own is not None and out is None and base is None and _has_snapshots(own):
-        run = own
-        base_model: Checkpoint = Snapshot(run.snapshots_path / BASE_FILE, "base")
-        checkpoints = find_snapshots(run.snapshots_path)
-    else:
-        checkpoints = [c for p in folders for c in find_checkpoints(p)]
-        run = Run(out if out is not None else Path("runs") / folders[0].resolve().name)
-        base_model = open_model(_resolve_base(base, checkpoints))
-        modules = modules or DEFAULT_MODULES
-        _describe(run, checkpoints, base_model, modules)
-
-    mode = "values-only" if values_only else "vectors"
-    tasks = plan_tasks(base_model, checkpoints, modules, run.drift.read(["source"]), mode)
-    total = sum(len(task.steps) for task in tasks)
-    keys = {"run": run.name, "method": run.method}
-    writer = _Writer(run, keys)
-    bar = tqdm(total=total, desc="Analysing", unit="matrix", disable=not progress or not total)
-    try:
-        for drift, spectrum in _compute(tasks, values_only, workers, scheduler):
-            writer.add(drift, spectrum)
-            bar.update()
-    finally:
-        bar.close()
-        writer.flush()
-    steps = {0, *(c.step for c in checkpoints)}
-    run.drift.compact(steps)
-    run.spectrum.compact(steps)
+    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    solving = _Solving(values_only, workers, scheduler, progress)
+    recorded = [run for path in given for run in _recorded_runs(path)]
+    if recorded and base is None:
+        if out is not None and len(recorded) > 1:
+            raise ValueError("out takes one run; leave it out and each run keeps its own rows.")
+        for source in recorded:
+            snapshots = find_snapshots(source.snapshots_path)
+            w_0: Checkpoint = Snapshot(source.snapshots_path / BASE_FILE, "base")
+            target = source if out is None else Run(out)
+            if target.path != source.path:
+                found = sorted({m.module for m in w_0.matrices})
+                _describe(target, snapshots, w_0, modules or found)
+            _bring_up_to_date(target, snapshots, w_0, modules, solving)
+        return read_runs(recorded if out is None else [Run(out)], "drift")
+    checkpoints = [c for p in given for c in find_checkpoints(p)]
+    refuse_shared_steps(checkpoints)
+    run = Run(out if out is not None else Path("runs") / given[0].resolve().name)
+    if (run.snapshots_path / BASE_FILE).is_file():
+        raise ValueError(
+            f"{run.path} is a recorded run with a base of its own. Write the rows against "
+            "another base to another folder with --out."
+        )
+    modules = modules or DEFAULT_MODULES
+    w_0 = open_model(_resolve_base(base, checkpoints))
+    _describe(run, checkpoints, w_0, modules)
+    _bring_up_to_date(run, checkpoints, w_0, modules, solving)
     return run.read_drift()
+
+
+@dataclass(frozen=True)
+class _Solving:
+    """How the work is done: see `analyze`."""
+
+    values_only: bool
+    workers: int
+    scheduler: str | None
+    progress: bool
+
+
+def _bring_up_to_date(
+    run: Run,
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint,
+    modules: Sequence[str] | None,
+    solving: _Solving,
+) -> None:
+    mode = VALUES_ONLY if solving.values_only else WITH_VECTORS
+    with run.lock("analysis"):
+        run.remove_leftovers()
+        tasks = plan_tasks(base, checkpoints, modules, run.drift.read(["source"]), mode)
+        total = sum(len(task.steps) for task in tasks)
+        writer = _Writer(run, {"run": run.name, "method": run.method})
+        shown = solving.progress and total > 0
+        bar = tqdm(total=total, desc=f"Analysing {run.name}", unit="matrix", disable=not shown)
+        try:
+            for drift, spectrum in _compute(tasks, solving):
+                writer.add(drift, spectrum)
+                bar.update()
+        finally:
+            bar.close()
+            writer.flush()
+        steps = {0, *(c.step for c in checkpoints)}
+        run.drift.compact(steps)
+        run.spectrum.compact(steps)
 
 
 class _Writer:
@@ -138,9 +183,8 @@ class _Writer:
         self._written = time.monotonic()
 
 
-def _compute(
-    tasks: list[Task], values_only: bool, workers: int, scheduler: str | None
-) -> Iterator[tuple[Row, Row]]:
+def _compute(tasks: list[Task], solving: _Solving) -> Iterator[tuple[Row, Row]]:
+    values_only, workers, scheduler = solving.values_only, solving.workers, solving.scheduler
     if scheduler is None and (workers == 1 or len(tasks) < 2):
         for task in tasks:
             yield from _solve(task, values_only)
@@ -200,8 +244,11 @@ def _connect(scheduler: str) -> AbstractContextManager[Any]:
     return Client(scheduler)
 
 
-def _has_snapshots(run: Run) -> bool:
-    return (run.snapshots_path / BASE_FILE).is_file()
+def _recorded_runs(path: Path) -> list[Run]:
+    """Return the run that `path` is, or the runs below it, as far as they have snapshots."""
+    if not path.is_dir():
+        return []
+    return [run for run in find_runs(path) if (run.snapshots_path / BASE_FILE).is_file()]
 
 
 def _resolve_base(base: Path | str | None, checkpoints: Sequence[Checkpoint]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from checkpoints_index import Checkpoint, Matrix, matches
 
 # Enters every row's source: rows of an engine that computed something else are made anew.
 ENGINE = "2"
+
+
+WITH_VECTORS = "vectors"
+VALUES_ONLY = "values-only"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,18 @@ class Task:
     steps: tuple[StaleStep, ...]
 
 
+def refuse_shared_steps(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise ValueError if two checkpoints stand for one step of one run."""
+    by_step: dict[int, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        other = by_step.setdefault(checkpoint.step, checkpoint)
+        if other is not checkpoint:
+            raise ValueError(
+                f"{other.path} and {checkpoint.path} are both step {checkpoint.step}. Analyse "
+                "them one by one, each with an --out of its own."
+            )
+
+
 def plan_tasks(
     base: Checkpoint,
     checkpoints: Sequence[Checkpoint],
@@ -72,7 +89,7 @@ def plan_tasks(
     current : DataFrame
         The drift rows there are, with their `source`.
     mode : str
-        What is computed, such as ``"values-only"``; part of a row's source.
+        What is computed, `WITH_VECTORS` or `VALUES_ONLY`; part of a row's source.
 
     Raises
     ------
@@ -103,8 +120,11 @@ def plan_tasks(
                     f"but {matrix.shape} in {checkpoint.path}. Give the base this checkpoint was "
                     "trained from with --base."
                 )
+            key = (checkpoint.step, matrix.layer, matrix.module)
             source = _source(checkpoint, base, mode)
-            if (checkpoint.step, matrix.layer, matrix.module, source) not in done:
+            # Rows with vectors hold the values too: asking for less recomputes nothing.
+            enough = {source, _source(checkpoint, base, WITH_VECTORS)}
+            if not any((*key, s) in done for s in enough):
                 stale = StaleStep(checkpoint, matrix, source)
                 by_name.setdefault(matrix.name, []).append(stale)
     order = sorted(by_name, key=lambda name: (bases[name].layer, bases[name].module))
@@ -120,7 +140,7 @@ def _chosen(
     chosen = [
         m
         for m in checkpoint.matrices
-        if matches(m.module, modules) and (wanted is None or m.name in wanted)
+        if matches(m.name, modules) and (wanted is None or m.name in wanted)
     ]
     if not chosen:
         names = [m.name for m in checkpoint.matrices]
@@ -134,9 +154,15 @@ def _chosen(
         if other != matrix.name:
             raise ValueError(
                 f"{checkpoint.path} has two matrices for layer {matrix.layer} {matrix.module}: "
-                f"{other!r} and {matrix.name!r}. Choose one kind with --modules."
+                f"{other!r} and {matrix.name!r}. Choose one kind with --modules, for example "
+                f"{_whole_path_glob(matrix)!r}."
             )
     return chosen
+
+
+def _whole_path_glob(matrix: Matrix) -> str:
+    """Return a pattern that tells this matrix's kind by the whole path."""
+    return re.sub(r"\.\d+\.", ".*.", matrix.name)
 
 
 class _AsStepZero:

@@ -217,6 +217,11 @@ def describe_training(
             f"There are no training rows with {', '.join(columns)} to draw. A run records them "
             "when trained by `spectra train` or passed to Recorder.step."
         )
+    if rows.duplicated(["run", "step"]).any():
+        raise ValueError(
+            "Two of the runs share a name, so their steps cannot be told apart. Rename one of "
+            "their folders."
+        )
     rows = rows.assign(method=rows["method"].fillna("unknown"))
     rows = rows.sort_values("step", kind="stable")
     finite = np.isfinite(rows[filled].to_numpy(dtype=float))

@@ -21,7 +21,7 @@ class SpectraCallback(TrainerCallback):
 
     Parameters
     ----------
-    run, modules, every, method, base, settings
+    run, modules, every, method, base, settings, overwrite
         As `Recorder` takes them.
 
     Examples
@@ -38,8 +38,11 @@ class SpectraCallback(TrainerCallback):
         method: str | None = None,
         base: str | None = None,
         settings: dict[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
-        self.recorder = Recorder(run, modules, every, method=method, base=base, settings=settings)
+        self.recorder = Recorder(
+            run, modules, every, method=method, base=base, settings=settings, overwrite=overwrite
+        )
 
     def on_train_begin(  # noqa: D102
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints_index import clean_name, locate, matches
+from checkpoints_index.adapters import BASE_REWRITING_LORA
 from checkpoints_index.matrices import DTYPES, torch_dtype_name
 from checkpoints_index.snapshots import INITIAL_PARTS, PARTS
-
-# LoRA initialisations that subtract the adapter's start from the stored base weight, so that
-# the base layer no longer holds W_0.
-_BASE_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,14 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
     model : nn.Module
         Any model, wrapped by PEFT, ``torch.compile`` or DDP or not.
     modules : sequence of str
-        Names or globs of the layers' last path component, such as ``"q_proj"``.
+        Names or globs of the layers' last path component, such as ``"q_proj"``; with a dot,
+        of the whole path.
 
     Raises
     ------
     ValueError
-        If nothing matches, or a matching layer is adapted in a way that is not recorded.
+        If nothing matches, two matches share layer and module, or a matching layer is adapted
+        in a way that is not recorded.
     """
     found: dict[str, RecordedLayer] = {}
     names = []
@@ -99,14 +99,22 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
         if place is None or not isinstance(getattr(module, "weight", None), Tensor):
             continue
         names.append(name)
-        if not matches(place[1], modules) or name in found:
+        if not matches(name, modules) or name in found:
             continue
         if hasattr(module, "base_layer"):
             found[name] = _adapted(name, module, model)
         elif module.weight.ndim == 2 and module.weight.requires_grad:
             found[name] = RecordedLayer(name, "dense", module)
+    places: dict[tuple[int, str], str] = {}
     for layer in found.values():
         _refuse_other_weights(layer.name, layer.w_0())
+        other = places.setdefault(locate(layer.name) or (0, ""), layer.name)
+        if other != layer.name:
+            raise ValueError(
+                f"{other} and {layer.name} are both layer {locate(layer.name)}; choose one of "
+                "them with a pattern for the whole path in modules=, such as "
+                f"{re.sub(r'[.][0-9]+[.]', '.*.', layer.name)!r}."
+            )
     if not found:
         raise ValueError(
             f"No trained layer matches modules={list(modules)}; the model has e.g. "
@@ -136,9 +144,10 @@ def _adapted(name: str, layer: Any, model: nn.Module) -> RecordedLayer:
 
 def _refuse_other_lora(name: str, layer: Any, adapter: str, model: nn.Module) -> None:
     # DDP and other wrappers do not pass the attribute on.
-    configs = next((m.peft_config for m in model.modules() if hasattr(m, "peft_config")), {})
+    holders = (m for m in model.modules() if hasattr(m, "peft_config"))
+    configs: Any = getattr(next(holders, None), "peft_config", {})
     initialisation = getattr(configs.get(adapter), "init_lora_weights", True)
-    if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_REWRITING):
+    if isinstance(initialisation, str) and initialisation.lower().startswith(BASE_REWRITING_LORA):
         raise ValueError(
             f"{name}: init_lora_weights={initialisation!r} rewrites the base, so W_0 is no longer "
             "in the model; recorded are LoRA adapters that leave it alone."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
 from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
 from spectra.store import TRAINING_QUANTITIES, Run, whole_file
-from spectra.store.files import remove_leftovers
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 DEFAULT_EVERY = 50
 # Training rows are rewritten whole, so not at every step; a kill loses at most this much.
 _FLUSH_SECONDS = 10.0
+# Locks of this process, by the run's folder.
+_HELD: dict[Path, ExitStack] = {}
+logger = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -50,6 +53,8 @@ class Recorder:
         What to call the base model; ``model.config``'s name by default.
     settings : dict, optional
         Resolved hyperparameters, stored in ``run.json``.
+    overwrite : bool
+        Let a finished run be replaced; without it that is refused.
 
     Examples
     --------
@@ -69,6 +74,7 @@ class Recorder:
         method: str | None = None,
         base: str | None = None,
         settings: dict[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
@@ -80,6 +86,7 @@ class Recorder:
         self._method = method
         self._base = base
         self._settings = settings
+        self._overwrite = overwrite
         self._layers: list[RecordedLayer] = []
         self._base_id = ""
         self._rows: dict[int, dict[str, Any]] = {}
@@ -102,20 +109,30 @@ class Recorder:
         Raises
         ------
         ValueError
-            If nothing in the model matches, or it does not fit what the run already holds.
+            If nothing in the model matches, if it does not fit what the run already holds, or
+            if the run is finished and recording would replace what it holds.
+        RuntimeError
+            If another process is recording into the run.
         """
         self.begin(model, start_step)
         try:
             yield self
         except BaseException:
             self.flush()
+            self._release()
             raise
         self.end()
 
     def begin(self, model: nn.Module, start_step: int = 0) -> None:
         """Start recording; `attach` without the ``with``. Parameters and errors as there."""
         self._layers = find_layers(model, self.modules)
-        self._base_id = self._ensure_base(start_step)
+        self._take_lock()
+        try:
+            self._base_id = self._ensure_base(start_step)
+            self._refuse_to_replace(start_step)
+        except BaseException:
+            self._release()
+            raise
         kinds = {layer.kind for layer in self._layers}
         changes: dict[str, Any] = {
             "method": self._method or ("full-ft" if kinds == {"dense"} else min(kinds - {"dense"})),
@@ -155,6 +172,8 @@ class Recorder:
         ------
         RuntimeError
             If no model is attached.
+        ValueError
+            If `step` is not beyond the last one.
         TypeError
             For a value that has no column.
         OSError
@@ -162,6 +181,11 @@ class Recorder:
         """
         if not self._layers:
             raise RuntimeError("No model is attached; call step inside `with recorder.attach(…)`.")
+        if step <= (self._last_step or 0):
+            raise ValueError(
+                f"step must count finished optimizer steps upwards from 1; the last was "
+                f"{self._last_step}, got {step}. With enumerate, use start=1."
+            )
         self.log(step, **values)
         self._last_step = step
         if step % self.every == 0:
@@ -196,6 +220,30 @@ class Recorder:
         self.flush()
         self.run.update_settings(state="finished", last_step=self._last_step)
         self._layers = []
+        self._release()
+
+    def _take_lock(self) -> None:
+        # A notebook's cell that was interrupted and is run again takes over from itself.
+        self._release()
+        held = ExitStack()
+        held.enter_context(self.run.lock("recording"))
+        _HELD[self.run.path.resolve()] = held
+
+    def _release(self) -> None:
+        held = _HELD.pop(self.run.path.resolve(), None)
+        if held is not None:
+            held.close()
+
+    def _refuse_to_replace(self, start_step: int) -> None:
+        if self._overwrite or not self.run.exists():
+            return
+        stored = self.run.read_settings()
+        last = stored.get("last_step") or 0
+        if stored.get("state") == "finished" and last > start_step:
+            raise ValueError(
+                f"{self.run.path} is a finished run of {last} steps, and recording from step "
+                f"{start_step} would replace them. Choose another folder, or pass overwrite=True."
+            )
 
     def _write_snapshot(self, step: int) -> None:
         tensors = {
@@ -276,13 +324,15 @@ class Recorder:
             for row in rows.to_dict("records")
             if row["step"] < step
         }
-        remove_leftovers(self.run.snapshots_path, older_than=time.time())
+        # With the lock in hand, no unfinished file has a writer any more.
+        self.run.remove_leftovers(older_than=time.time())
         for path in self.run.snapshots_path.glob("step-*.safetensors"):
             try:
                 stale = Snapshot(path).step >= step
             except CheckpointError:
                 continue
             if stale:
+                logger.info("%s: %s is recorded again.", self.run.path, path.name)
                 path.unlink()
 
 

@@ -1,7 +1,7 @@
 """Runs on disk: the folder's layout, the Parquet schema, the one writer and the one reader."""
 
 from spectra.store.files import whole_file
-from spectra.store.run import Run, find_runs, software_versions
+from spectra.store.run import Run, expand_runs, find_runs, read_runs, software_versions
 from spectra.store.schema import (
     DRIFT,
     DRIFT_QUANTITIES,
@@ -21,7 +21,9 @@ __all__ = [
     "TRAINING_QUANTITIES",
     "PartTable",
     "Run",
+    "expand_runs",
     "find_runs",
+    "read_runs",
     "software_versions",
     "whole_file",
 ]

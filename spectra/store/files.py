@@ -11,6 +11,9 @@ from pathlib import Path
 TEMPORARY_PREFIX = ".spectra-tmp-"
 """Names of unfinished files start so; readers skip them and `remove_leftovers` deletes them."""
 
+# safetensors writes what it is given through a file of its own beside it.
+_LEFTOVERS = (f"{TEMPORARY_PREFIX}*", ".tmp??????")
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -55,7 +58,7 @@ def remove_leftovers(folder: Path, older_than: float) -> None:
     older_than : float
         Seconds since the epoch; younger files may belong to a writer that is still at work.
     """
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    for path in (p for pattern in _LEFTOVERS for p in folder.glob(pattern)):
         try:
             if path.stat().st_mtime < older_than:
                 path.unlink()

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
-from spectra.store.files import whole_file
+from spectra.store.files import remove_leftovers, whole_file
 from spectra.store.schema import DRIFT, SPECTRUM, TRAINING
 from spectra.store.tables import PartTable, read_training, write_training
 
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused, an older one is read."""
 
-# A recorder or an analysis touches its run at least this often while it works.
-_SILENCE_SECONDS = 120.0
+if sys.platform != "win32":  # there, one writer at a time is the user's care
+    import fcntl
+
+WORKS = ("recording", "analysis")
+"""What a process can be doing to a run; each is done by one process at a time."""
+
+# Files this old that are still unfinished belong to a process that was killed.
+_LEFTOVER_SECONDS = 3600.0
+_LOCK_ATTEMPTS = 10
 _VERSIONED = ("torch", "numpy", "scipy", "transformers", "peft", "safetensors")
 
 
@@ -132,16 +143,66 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``"finished"``, ``"growing"`` (written to within two minutes) or ``"interrupted"``."""
-        if self.read_settings().get("state") == "finished":
-            return "finished"
-        newest = max((_modified(p) for p in self._living_parts()), default=0.0)
-        return "growing" if time.time() - newest < _SILENCE_SECONDS else "interrupted"
+        """``"growing"`` while a process works on it, else ``"finished"`` or ``"interrupted"``."""
+        if any(self._is_locked(work) for work in WORKS):
+            return "growing"
+        done = self.read_settings().get("state") == "finished"
+        return "finished" if done else "interrupted"
+
+    @contextmanager
+    def lock(self, work: str) -> Iterator[None]:
+        """Be the only process that does this work on the run, within a block.
+
+        The lock goes with the process, so a killed one leaves none behind.
+
+        Parameters
+        ----------
+        work : str
+            One of `WORKS`.
+
+        Raises
+        ------
+        RuntimeError
+            If another process, or another part of this one, is at it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock_path(work).open("a") as file:
+            if not _take(file):
+                raise RuntimeError(
+                    f"The {work} of {self.path} is under way in another process. Wait for it, or "
+                    "use another folder."
+                )
+            yield
+
+    def remove_leftovers(self, older_than: float | None = None) -> None:
+        """Delete unfinished files that a killed process left behind, an hour old or as said."""
+        limit = time.time() - _LEFTOVER_SECONDS if older_than is None else older_than
+        for folder in (self.path, self.snapshots_path, self.drift.folder, self.spectrum.folder):
+            remove_leftovers(folder, limit)
+
+    def _lock_path(self, work: str) -> Path:
+        return self.path / f".{work}.lock"
+
+    def _is_locked(self, work: str) -> bool:
+        try:
+            with self._lock_path(work).open() as file:
+                return not _take(file, shared=True)
+        except OSError:
+            return False
 
     # Tables
 
     def read_drift(self, columns: list[str] | None = None) -> pd.DataFrame:
-        """Return the drift rows; `run` is the folder's present name, so a moved run still fits."""
+        """Return the drift rows; `run` is the folder's present name, so a moved run still fits.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not a run.
+        OSError
+            If a part cannot be read.
+        """
+        self.read_settings()
         return self._named(self.drift.read(columns))
 
     def read_spectrum(self, step: int | None = None) -> pd.DataFrame:
@@ -164,14 +225,6 @@ class Run:
         frame.insert(0, "run", self.name)
         return frame
 
-    def _living_parts(self) -> list[Path]:
-        return [
-            self.settings_path,
-            self.training_path,
-            self.snapshots_path,
-            self.drift.folder,
-        ]
-
 
 def find_runs(root: Path | str) -> list[Run]:
     """Return the runs in `root` and below it, by path; `root` itself may be one.
@@ -185,6 +238,66 @@ def find_runs(root: Path | str) -> list[Run]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder. Give the one that holds your runs.")
     return [Run(p.parent) for p in sorted(root.rglob("run.json")) if p.is_file()]
+
+
+def expand_runs(paths: Sequence[Path | str]) -> list[Run]:
+    """Return the runs that `paths` name: a run itself, or all runs below a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path is neither a run nor a folder that has one below it.
+    """
+    runs = []
+    for path in paths:
+        found = [Run(path)] if Run(path).exists() else find_runs(path)
+        if not found:
+            Run(path).read_settings()  # says what a run is
+        runs += found
+    return runs
+
+
+def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
+    """Return the rows of several runs, each under a name of its own.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Runs of the same name are told apart by the folders above them.
+    table : {"drift", "training"}
+        Which rows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is not a run.
+    OSError
+        If one cannot be read.
+    """
+    frames = []
+    for run in runs:
+        frame = run.read_drift() if table == "drift" else run.read_training()
+        twins = [other.path.resolve() for other in runs if other.name == run.name]
+        if len(twins) > 1:
+            label = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
+            frame = frame.assign(run=label)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _take(file: IO[str], shared: bool = False) -> bool:
+    """Lock a file until it is closed; whether that worked."""
+    if sys.platform == "win32":
+        return True
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    # Whoever asks for a run's state holds the file for a moment: a writer tries more than once.
+    for _ in range(1 if shared else _LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.0 if shared else 0.05)
+    return False
 
 
 def software_versions() -> dict[str, str]:
@@ -206,10 +319,3 @@ def _new_settings() -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": software_versions(),
     }
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0

@@ -12,11 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spectra.store.files import TEMPORARY_PREFIX, remove_leftovers, whole_file
+from spectra.store.files import TEMPORARY_PREFIX, whole_file
 from spectra.store.schema import KEYS
 
-# A part being written takes far less; older unfinished files belong to a killed process.
-_LEFTOVER_AGE_SECONDS = 3600.0
 _READ_ATTEMPTS = 5
 # What Arrow was seen to raise for damaged files; none of it names the file.
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
@@ -104,7 +102,6 @@ class PartTable:
             self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
             for part in parts:
                 part.unlink(missing_ok=True)
-        remove_leftovers(self.folder, time.time() - _LEFTOVER_AGE_SECONDS)
 
     def parts(self) -> list[Path]:
         """Return the parts' files, oldest first."""

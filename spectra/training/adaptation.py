@@ -14,7 +14,7 @@ from spectra.training.settings import TrainSettings
 
 
 def _sorsa(model: PreTrainedModel, settings: TrainSettings) -> nn.Module:
-    config = SorsaConfig(r=settings.rank, target_modules=list(settings.modules))
+    config = SorsaConfig(r=settings.rank, target_modules=_targets(model, settings))
     return peft.get_peft_model(model, config)
 
 
@@ -22,7 +22,7 @@ def _lora(model: PreTrainedModel, settings: TrainSettings) -> nn.Module:
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        target_modules=list(settings.modules),
+        target_modules=_targets(model, settings),
     )
     return peft.get_peft_model(model, config)
 
@@ -31,9 +31,22 @@ def _partial_ft(model: PreTrainedModel, settings: TrainSettings) -> nn.Module:
     for name, parameter in model.named_parameters():
         place = locate(clean_name(name))
         parameter.requires_grad_(
-            parameter.ndim == 2 and place is not None and matches(place[1], settings.modules)
+            parameter.ndim == 2
+            and place is not None
+            and matches(clean_name(name), settings.modules)
         )
     return model
+
+
+def _targets(model: PreTrainedModel, settings: TrainSettings) -> list[str]:
+    """Return plain names as they are; PEFT knows no globs, so those become full names."""
+    if not any(set(pattern) & set("*?[.") for pattern in settings.modules):
+        return list(settings.modules)
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and locate(name) and matches(name, settings.modules)
+    ]
 
 
 METHODS: dict[str, Callable[[PreTrainedModel, TrainSettings], nn.Module]] = {
@@ -55,7 +68,10 @@ def adapt(model: PreTrainedModel, settings: TrainSettings) -> nn.Module:
     """
     if settings.method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {settings.method!r}.")
-    adapted = METHODS[settings.method](model, settings)
-    if not any(p.requires_grad for p in adapted.parameters()):
-        raise ValueError(f"No layer of the model is called {' or '.join(settings.modules)}.")
-    return adapted
+    names = [clean_name(n) for n, p in model.named_parameters() if p.ndim == 2]
+    if not any(locate(n) and matches(n, settings.modules) for n in names):
+        raise ValueError(
+            f"No layer of the model is called {' or '.join(settings.modules)}; it has e.g. "
+            f"{', '.join(names[1:4])}. Name yours with --modules."
+        )
+    return METHODS[settings.method](model, settings)

@@ -28,6 +28,9 @@ class TrainSettings:
         γ of SORSA's regularizer (Eq. 10).
     reduction, squared
         Form of the regularizer, see `spectra.methods.orthonormal_regularizer`.
+    clip_together : bool
+        Clip the gradients of task and regularizer together, as the paper's formula has it; the
+        authors' code, and the default, clips the task's alone.
     epochs : float
         Passes over the data, unless `max_steps` ends the run before.
     max_steps : int
@@ -60,6 +63,7 @@ class TrainSettings:
     gamma: float = 5e-4
     reduction: Reduction = "mean"
     squared: bool = False
+    clip_together: bool = False
     epochs: float = 1.0
     max_steps: int = -1
     batch_size: int = 128
@@ -80,6 +84,10 @@ class TrainSettings:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
         if self.gamma < 0:
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
+        if self.gamma > 0 and self.method != "sorsa":
+            raise ValueError(f"gamma is sorsa's; {self.method} has no regularizer.")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, or -1 for none, got {self.max_steps}.")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    PreTrainedModel,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 # Written into a checkpoint when all of it is on disk; one without it is half-written.
 _COMPLETE = "complete"
 _KEPT_CHECKPOINTS = 2
+FINAL = "final"
+"""Folder of the trained adapter or model in a run; it appears whole, when all is done."""
+_UNFINISHED = ".final-unfinished"
 
 
 def train(
@@ -77,15 +82,10 @@ def train(
         logger.info("%s is finished already; nothing to do.", run.path)
         return run
 
-    transformers.set_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     pairs = data if isinstance(data, list) else read_pairs(data)
+    loaded, tokenizer = _load(model)
     examples = tokenize(pairs, tokenizer, settings.max_length)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    loaded.config.use_cache = False
-    transformers.set_seed(settings.seed)  # loading may have drawn random numbers
+    transformers.set_seed(settings.seed)
     adapted = adapt(loaded, settings)
 
     recording = SpectraCallback(
@@ -95,6 +95,8 @@ def train(
         method=settings.method,
         base=str(model),
         settings=resolved,
+        # A finished run does not come here; one whose end was lost is done again from before.
+        overwrite=True,
     )
     trainer = Trainer(
         model=adapted,
@@ -109,6 +111,7 @@ def train(
                 settings.gamma,
                 reduction=settings.reduction,
                 squared=settings.squared,
+                max_grad_norm=settings.max_grad_norm if settings.clip_together else None,
                 on_value=lambda step, loss: recording.recorder.log(step, ortho_loss=loss),
             )
         )
@@ -118,8 +121,11 @@ def train(
         trainer.add_callback(_Bar())
     trainer.train(resume_from_checkpoint=_last_complete(run))
 
-    trainer.save_model(str(run.path / "final"))
-    tokenizer.save_pretrained(run.path / "final")
+    unfinished = run.path / _UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.save_model(str(unfinished))
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(run.path / FINAL)
     # They are there to resume from; the run's result is its snapshots and final/.
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     return run
@@ -138,7 +144,7 @@ def _arguments(run: Run, settings: TrainSettings) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
+        max_grad_norm=0.0 if settings.clip_together else settings.max_grad_norm,
         optim="adamw_torch",
         bf16=modern_gpu,
         tf32=True if modern_gpu else None,
@@ -167,15 +173,18 @@ def _continues(run: Run, resolved: dict[str, Any]) -> str:
         raise ValueError(
             f"{run.path} is a run with other settings: {listed}. Choose another --out."
         )
-    done = stored.get("state") == "finished" and (run.path / "final").is_dir()
-    return "finished" if done else "running"
+    return "finished" if (run.path / FINAL).is_dir() else "running"
 
 
 def _last_complete(run: Run) -> str | None:
-    """Return the newest checkpoint that is whole, after deleting those that are not."""
+    """Return the newest whole checkpoint that leaves steps to do; the others are deleted.
+
+    From the last step's, Transformers would train one step too many. The one before it is kept
+    too, and doing the steps between again gives the same result.
+    """
     complete = {}
     for folder in run.checkpoints_path.glob("checkpoint-*"):
-        if (folder / _COMPLETE).is_file():
+        if (folder / _COMPLETE).is_file() and not _is_last_step(folder):
             complete[int(folder.name.rsplit("-", 1)[1])] = folder
         else:
             shutil.rmtree(folder)
@@ -186,8 +195,32 @@ def _last_complete(run: Run) -> str | None:
     return str(complete[step])
 
 
+def _is_last_step(folder: Path) -> bool:
+    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    return state.global_step >= state.max_steps
+
+
+def _load(model: Path | str) -> tuple[PreTrainedModel, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{str(model)!r} is neither a folder with a causal language model and its tokenizer "
+            f"nor a hub id that could be loaded ({reason})."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.config.use_cache = False
+    return loaded, tokenizer
+
+
 def _name_of(data: Path | str | list[tuple[str, str]]) -> str:
-    return f"{len(data)} pairs" if isinstance(data, list) else str(data)
+    if not isinstance(data, list):
+        return str(data)
+    digest = hashlib.sha256(repr(data).encode()).hexdigest()[:12]
+    return f"{len(data)} pairs, sha256 {digest}"
 
 
 class _MarkComplete(TrainerCallback):

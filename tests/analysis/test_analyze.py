@@ -129,7 +129,7 @@ def test_a_step_that_is_recorded_again_is_computed_again(tmp_path: Path) -> None
     first = analyze(tmp_path / "run")
     model = lora(tiny_llama())
     shake(model, size=0.5)
-    recorder = spectra.Recorder(tmp_path / "run", every=2)
+    recorder = spectra.Recorder(tmp_path / "run", every=2, overwrite=True)
     with recorder.attach(model, start_step=2):
         recorder.step(3)
         recorder.step(4)
@@ -143,7 +143,7 @@ def test_rows_of_steps_that_no_longer_exist_are_dropped(tmp_path: Path) -> None:
     record(tmp_path / "run", "lora", steps=5)  # 0, 2, 4 and the last, 5
     assert set(analyze(tmp_path / "run")["step"]) == {0, 2, 4, 5}
     model = lora(tiny_llama())
-    recorder = spectra.Recorder(tmp_path / "run", every=2)
+    recorder = spectra.Recorder(tmp_path / "run", every=2, overwrite=True)
     with recorder.attach(model, start_step=4):
         recorder.step(5)
         recorder.step(6)
@@ -248,6 +248,63 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     tiny_llama(layers=3).save_pretrained(wide)
     with pytest.raises(ValueError, match="has no matrix 'model.layers.2"):
         analyze(wide, base=base, out=tmp_path / "r3")
+
+
+def test_several_runs_and_folders_of_runs(tmp_path: Path) -> None:
+    for method in ("lora", "sorsa"):
+        record(tmp_path / "runs" / method, method)
+    one_by_one = analyze([tmp_path / "runs" / "lora", tmp_path / "runs" / "sorsa"])
+    assert set(one_by_one["run"]) == {"lora", "sorsa"} and len(one_by_one) == 24
+    pd.testing.assert_frame_equal(analyze(tmp_path / "runs"), one_by_one)
+
+
+def test_a_runs_rows_can_be_written_elsewhere(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    rows = analyze(tmp_path / "run", out=tmp_path / "elsewhere")
+    assert set(rows["run"]) == {"elsewhere"} and len(rows) == 12
+    assert not (tmp_path / "run" / "drift").exists()
+
+
+def test_asking_for_values_only_keeps_the_vectors_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path / "run", "lora")
+    full = analyze(tmp_path / "run")
+    made = count_decompositions(monkeypatch)
+    pd.testing.assert_frame_equal(analyze(tmp_path / "run", values_only=True), full)
+    assert not made
+
+
+def test_vectors_come_where_there_were_only_values(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    assert analyze(tmp_path / "run", values_only=True)["delta_d"].isna().all()
+    assert analyze(tmp_path / "run")["delta_d"].notna().all()
+
+
+def test_two_checkpoints_of_one_step_are_not_mixed(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    for name in ("x", "y"):
+        tiny_model_folder(tmp_path / name / "checkpoint-10", seed=1)
+    with pytest.raises(ValueError, match="are both step 10"):
+        analyze([tmp_path / "x", tmp_path / "y"], base=base, out=tmp_path / "run")
+
+
+def test_another_base_does_not_overwrite_a_recorded_run(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    record(tmp_path / "run", "lora")
+    settings = Run(tmp_path / "run").read_settings()
+    with pytest.raises(ValueError, match="is a recorded run with a base of its own"):
+        analyze(tmp_path / "run", base=base, out=tmp_path / "run")
+    assert Run(tmp_path / "run").read_settings() == settings
+    rows = analyze(tmp_path / "run", base=base, out=tmp_path / "elsewhere")
+    assert len(rows) == 12
+
+
+def test_a_second_analysis_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    with Run(tmp_path / "run").lock("analysis"):
+        with pytest.raises(RuntimeError, match="The analysis of .* is under way"):
+            analyze(tmp_path / "run")
 
 
 def test_another_base_than_before_is_refused(tmp_path: Path) -> None:

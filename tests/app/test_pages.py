@@ -117,20 +117,20 @@ def test_runs_of_one_name_in_two_folders_stay_apart(tmp_path):
 
 def test_a_growing_run_is_called_so_and_its_new_steps_appear(tmp_path):
     run = write_run(tmp_path, "a", finished=False, steps=(10, 20))
-    test = open_page(tmp_path)
-    assert "a: sorsa, ● growing" in said(test)
-    assert set(test.dataframe[0].value["step"]) == {20}
+    with run.lock("recording"):
+        test = open_page(tmp_path)
+        assert "a: sorsa, ● growing" in said(test)
+        assert set(test.dataframe[0].value["step"]) == {20}
 
-    run.drift.append(records(drift_rows("a", steps=(30,))))
-    test.run()
+        run.drift.append(records(drift_rows("a", steps=(30,))))
+        test.run()
 
     assert not test.exception
     assert set(test.dataframe[0].value["step"]) == {30}
 
 
-def test_an_interrupted_run_is_called_so(tmp_path, monkeypatch):
+def test_an_interrupted_run_is_called_so(tmp_path):
     write_run(tmp_path, "a", finished=False)
-    monkeypatch.setattr("spectra.store.run._SILENCE_SECONDS", -1.0)
 
     assert "a: sorsa, ◌ interrupted" in said(open_page(tmp_path))
 

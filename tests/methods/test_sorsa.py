@@ -253,7 +253,7 @@ def test_bad_settings_are_refused() -> None:
         SorsaConfig(r=0)
     with pytest.raises(ValueError, match="sorsa_dropout"):
         SorsaConfig(sorsa_dropout=1.0)
-    with pytest.raises(TypeError, match="embed_tokens is a Embedding"):
+    with pytest.raises(ValueError, match="embed_tokens is a Embedding"):
         peft.get_peft_model(llama(), SorsaConfig(r=2, target_modules=["embed_tokens"]))
 
 

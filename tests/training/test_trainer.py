@@ -21,7 +21,7 @@ from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis import analyze
 from spectra.store import Run
 from spectra.training import TrainSettings, table_2
-from spectra.training.trainer import train
+from spectra.training.trainer import FINAL, train
 from tests.helpers import tiny_model_folder
 
 METHODS = ("sorsa", "sorsa-noreg", "lora", "partial-ft")
@@ -109,12 +109,18 @@ def test_table_2_is_the_papers() -> None:
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"gamma": -1.0}, "gamma must be at least 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1"),
         ({"batch_size": 5}, "multiple of micro_batch_size, got 5 and 2"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings("sorsa", **changes)
+
+
+def test_gamma_without_a_regularizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="gamma is sorsa's; sorsa-noreg has no regularizer"):
+        settings("sorsa-noreg", gamma=1e-3)
 
 
 def test_unknown_methods_and_settings_are_refused() -> None:
@@ -145,6 +151,42 @@ def test_modules_that_the_model_lacks_are_refused(model_folder: Path, tmp_path: 
         train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
 
 
+@pytest.mark.parametrize("method", ["lora", "partial-ft"])
+def test_modules_may_be_globs_and_whole_paths(
+    method: str, model_folder: Path, tmp_path: Path
+) -> None:
+    chosen = settings(method, max_steps=1, modules=("model.layers.1.*.[qv]_proj",))
+    run = train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
+    drift = analyze(run.path)
+    assert set(drift["layer"]) == {1} and set(drift["module"]) == {"q_proj", "v_proj"}
+
+
+def test_an_end_that_was_lost_is_done_again_without_an_extra_step(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings("sorsa")
+    undisturbed = train(model_folder, PAIRS, tmp_path / "undisturbed", chosen, progress=False)
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        train(model_folder, PAIRS, tmp_path / "run", chosen, progress=False)
+    lost = Run(tmp_path / "run")
+    assert not (lost.path / FINAL).exists()
+    ended = train(model_folder, PAIRS, lost.path, chosen, progress=False)
+    assert ended.read_training()["step"].tolist() == list(range(1, 11))
+    expected, found = final_weights(undisturbed), final_weights(ended)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not list(ended.path.glob(".final*")) and not ended.checkpoints_path.exists()
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'nowhere' is neither a folder with a causal language"):
+        train("nowhere", PAIRS, tmp_path / "run", settings("lora"), progress=False)
+
+
 def final_weights(run: Run) -> dict[str, torch.Tensor]:
     (path,) = (run.path / "final").glob("*.safetensors")
     return load_file(path)
@@ -166,7 +208,7 @@ def test_killed_at_any_moment_a_run_ends_like_an_undisturbed_one(
             f"""
             import json
             from spectra.training import TrainSettings
-            from spectra.training.trainer import train
+            from spectra.training.trainer import FINAL, train
             pairs = [tuple(p) for p in json.load(open({str(pairs)!r}))]
             settings = TrainSettings(**json.load(open({str(tmp_path / "settings.json")!r})))
             train({str(folder)!r}, pairs, {str(tmp_path / "killed")!r}, settings, progress=False)

@@ -32,7 +32,8 @@ class SorsaConfig(PeftConfig):
         Further modules to train whole and to save with the adapter.
     init_weights : bool
         Whether to compute the principal part from the base's weights when the adapter is made.
-        A saved adapter carries ``False``, because its factors come with it.
+        A saved adapter carries ``False``, because its factors come with it; until they are
+        loaded they are NaN, so that a forgotten file cannot pass for an adapter.
 
     References
     ----------

@@ -98,7 +98,8 @@ class SorsaLinear(nn.Module, BaseTunerLayer):
     def _initial_factors(self, config: SorsaConfig) -> tuple[Tensor, Tensor, Tensor]:
         if not config.init_weights:
             m, n, r = self.out_features, self.in_features, config.r
-            return torch.zeros(m, r), torch.zeros(r), torch.zeros(r, n)
+            nan = float("nan")
+            return torch.full((m, r), nan), torch.full((r,), nan), torch.full((r, n), nan)
         principal = decompose(self.get_base_weight())
         u, s, vh = (t.float() for t in (principal.u, principal.s, principal.vh))
         return u[:, : config.r].clone(), s[: config.r].clone(), vh[: config.r].clone()
@@ -123,9 +124,17 @@ class SorsaLinear(nn.Module, BaseTunerLayer):
         return result.to(dtype)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return W_t − W_0 = U_p diag(S_p) V_pᵀ − U_0 diag(S_0) V_0ᵀ, shape (m, n), float64."""
-        u, s, vh = (d[adapter].double() for d in (self.sorsa_u, self.sorsa_s, self.sorsa_vh))
-        u0, s0, vh0 = (d[adapter].double() for d in (self.sorsa_u0, self.sorsa_s0, self.sorsa_vh0))
+        """Return W_t − W_0 = U_p diag(S_p) V_pᵀ − U_0 diag(S_0) V_0ᵀ.
+
+        Returns
+        -------
+        Tensor of shape (m, n), float64, on the CPU
+            Not every accelerator has float64.
+        """
+        held = (self.sorsa_u, self.sorsa_s, self.sorsa_vh)
+        begun = (self.sorsa_u0, self.sorsa_s0, self.sorsa_vh0)
+        u, s, vh = (d[adapter].detach().to("cpu", torch.float64) for d in held)
+        u0, s0, vh0 = (d[adapter].to("cpu", torch.float64) for d in begun)
         return (u * s) @ vh - (u0 * s0) @ vh0
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -158,7 +167,7 @@ class SorsaLinear(nn.Module, BaseTunerLayer):
 
     def _add_to_base(self, update: Tensor, check: bool = False) -> None:
         weight = self.get_base_weight()
-        merged = (weight.double() + update).to(weight.dtype)
+        merged = (weight.to("cpu", torch.float64) + update).to(weight.device, weight.dtype)
         if check and not torch.isfinite(merged).all():
             raise ValueError("The merged weight would have NaN or Inf; the adapter is broken.")
         self.set_base_weight(merged)

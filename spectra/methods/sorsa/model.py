@@ -42,7 +42,7 @@ class SorsaModel(BaseTuner):
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if not isinstance(base, nn.Linear):
-            raise TypeError(
+            raise ValueError(
                 f"SORSA adapts torch.nn.Linear layers, but {current_key} is a "
                 f"{type(base).__name__}. Leave it out with exclude_modules."
             )
