@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from spectra.recording.recorder import DEFAULT_EVERY, DEFAULT_MODULES, Recorder
+from spectra.recording.recorder import Recorder
 
 
 class SpectraCallback(TrainerCallback):
@@ -21,28 +20,18 @@ class SpectraCallback(TrainerCallback):
 
     Parameters
     ----------
-    run, modules, every, method, base, settings, overwrite
-        As `Recorder` takes them.
+    run : Path or str
+        The run's folder.
+    **options
+        ``modules``, ``every`` and all else that `Recorder` takes.
 
     Examples
     --------
     >>> Trainer(..., callbacks=[SpectraCallback("runs/a", every=50)])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        run: Path | str,
-        modules: Sequence[str] = DEFAULT_MODULES,
-        every: int = DEFAULT_EVERY,
-        *,
-        method: str | None = None,
-        base: str | None = None,
-        settings: dict[str, Any] | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        self.recorder = Recorder(
-            run, modules, every, method=method, base=base, settings=settings, overwrite=overwrite
-        )
+    def __init__(self, run: Path | str, **options: Any) -> None:
+        self.recorder = Recorder(run, **options)
 
     def on_train_begin(  # noqa: D102
         self,

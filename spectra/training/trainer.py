@@ -90,8 +90,8 @@ def train(
 
     recording = SpectraCallback(
         run.path,
-        settings.modules,
-        settings.every,
+        modules=settings.modules,
+        every=settings.every,
         method=settings.method,
         base=str(model),
         settings=resolved,
