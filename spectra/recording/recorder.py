@@ -21,6 +21,7 @@ from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
 from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
 from spectra.store import TRAINING_QUANTITIES, Run, whole_file
+from spectra.store.files import remove_leftovers
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 DEFAULT_EVERY = 50
@@ -118,15 +119,18 @@ class Recorder:
         try:
             yield self
         except BaseException:
-            self.flush()
-            self._release()
+            try:
+                self.flush()
+            finally:
+                self._release()
             raise
         self.end()
 
     def begin(self, model: nn.Module, start_step: int = 0) -> None:
         """Start recording; `attach` without the ``with``. Parameters and errors as there."""
-        self._layers = find_layers(model, self.modules)
+        layers = find_layers(model, self.modules)
         self._take_lock()
+        self._layers = layers
         try:
             self._base_id = self._ensure_base(start_step)
             self._refuse_to_replace(start_step)
@@ -219,7 +223,6 @@ class Recorder:
             self._write_snapshot(self._last_step)
         self.flush()
         self.run.update_settings(state="finished", last_step=self._last_step)
-        self._layers = []
         self._release()
 
     def _take_lock(self) -> None:
@@ -230,6 +233,7 @@ class Recorder:
         _HELD[self.run.path.resolve()] = held
 
     def _release(self) -> None:
+        self._layers = []
         held = _HELD.pop(self.run.path.resolve(), None)
         if held is not None:
             held.close()
@@ -324,8 +328,10 @@ class Recorder:
             for row in rows.to_dict("records")
             if row["step"] < step
         }
-        # With the lock in hand, no unfinished file has a writer any more.
-        self.run.remove_leftovers(older_than=time.time())
+        self.run.remove_leftovers()
+        # With the lock in hand, no unfinished snapshot has a writer any more; an analysis may be
+        # at work in the other folders.
+        remove_leftovers(self.run.snapshots_path, older_than=time.time())
         for path in self.run.snapshots_path.glob("step-*.safetensors"):
             try:
                 stale = Snapshot(path).step >= step

@@ -174,11 +174,10 @@ class Run:
                 )
             yield
 
-    def remove_leftovers(self, older_than: float | None = None) -> None:
-        """Delete unfinished files that a killed process left behind, an hour old or as said."""
-        limit = time.time() - _LEFTOVER_SECONDS if older_than is None else older_than
+    def remove_leftovers(self) -> None:
+        """Delete unfinished files that a killed process left behind an hour ago or more."""
         for folder in (self.path, self.snapshots_path, self.drift.folder, self.spectrum.folder):
-            remove_leftovers(folder, limit)
+            remove_leftovers(folder, time.time() - _LEFTOVER_SECONDS)
 
     def _lock_path(self, work: str) -> Path:
         return self.path / f".{work}.lock"

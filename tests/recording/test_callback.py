@@ -178,7 +178,12 @@ def test_other_processes_than_the_first_record_nothing(tmp_path: Path) -> None:
 
 def test_the_callback_takes_the_recorders_options(tmp_path: Path) -> None:
     callback = SpectraCallback(
-        tmp_path / "run", ["v_proj"], 4, method="mine", base="tiny", settings={"rank": 3}
+        tmp_path / "run",
+        modules=["v_proj"],
+        every=4,
+        method="mine",
+        base="tiny",
+        settings={"rank": 3},
     )
     trainer(tmp_path / "out", lora(tiny_llama()), callback).train()
     settings = Run(tmp_path / "run").read_settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,13 @@ def test_recorded_are_step_zero_every_n_th_and_the_last(kind: str, tmp_path: Pat
 
 
 def test_a_last_step_that_was_due_is_recorded_once(kind: str, tmp_path: Path) -> None:
-    record(fresh(kind), tmp_path, last=2 * EVERY)
+    model = fresh(kind)
+    with Recorder(tmp_path, every=EVERY).attach(model) as recorder:
+        for step, loss in train_steps(model, 1, 2 * EVERY):
+            recorder.step(step, loss=loss)
+        written = [c.fingerprint for c in find_checkpoints(tmp_path)]
     assert list(series(tmp_path)) == DUE[kind][:-1]
+    assert [c.fingerprint for c in find_checkpoints(tmp_path)] == written
 
 
 def test_snapshots_hold_the_weights_of_their_steps(kind: str, tmp_path: Path) -> None:
@@ -218,14 +224,6 @@ def test_wrapped_models_are_recorded_under_clean_names(kind: str, tmp_path: Path
     assert_equal_series(series(tmp_path / "wrapped"), series(tmp_path / "plain"))
 
 
-def test_a_finished_run_is_not_replaced_unasked(tmp_path: Path) -> None:
-    with Recorder(tmp_path, every=1).attach(fresh("lora")) as recorder:
-        recorder.step(1)
-    with pytest.raises(ValueError, match="is a finished run of 1 steps"):
-        Recorder(tmp_path, every=1).begin(fresh("lora"))
-    assert list(series(tmp_path)) == [0, 1]
-
-
 @pytest.mark.parametrize("step", [0, 1, -3])
 def test_steps_count_upwards_from_one(step: int, tmp_path: Path) -> None:
     with Recorder(tmp_path, every=1).attach(fresh("lora")) as recorder:
@@ -233,12 +231,6 @@ def test_steps_count_upwards_from_one(step: int, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"upwards from 1; the last was 1, got {step}"):
             recorder.step(step)
     assert list(series(tmp_path)) == [0, 1]
-
-
-def test_a_second_recorder_elsewhere_is_refused(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path)
-    with Run(tmp_path).lock("recording"), pytest.raises(RuntimeError, match="under way"):
-        recorder.begin(fresh("lora"))
 
 
 def test_an_interrupted_loop_can_be_run_again_in_the_same_process(tmp_path: Path) -> None:
@@ -357,7 +349,9 @@ def test_an_exception_in_the_loop_leaves_rows_and_snapshots(kind: str, tmp_path:
                 raise KeyboardInterrupt
     assert [step for step, _ in rows(tmp_path)] == [1, 2, 3, 4, 5]
     assert list(series(tmp_path)) == [s for s in DUE[kind] if s <= 5]
-    assert Run(tmp_path).state != "finished"
+    assert Run(tmp_path).state == "interrupted"
+    with pytest.raises(RuntimeError, match="No model is attached"):
+        recorder.step(6)
 
 
 @pytest.mark.parametrize(("stopped", "resumed_from"), [(5, 3), (5, 5), (7, 4), (4, 0)])
@@ -384,14 +378,71 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     assert Run(tmp_path / "resumed").read_training()["seconds"].is_monotonic_increasing
 
 
-def test_beginning_drops_what_comes_again_at_once(kind: str, tmp_path: Path) -> None:
+def test_beginning_drops_what_comes_again(kind: str, tmp_path: Path) -> None:
     record(fresh(kind), tmp_path)
+    before = rows(tmp_path)
     model = fresh(kind)
     for _ in train_steps(model, 1, 4):
         pass
-    Recorder(tmp_path, every=EVERY, overwrite=True).begin(model, start_step=4)
+    recorder = Recorder(tmp_path, every=EVERY, overwrite=True)
+    recorder.begin(model, start_step=4)
     assert list(series(tmp_path)) == [s for s in DUE[kind] if s <= 4]
     assert Run(tmp_path).state == "growing"
+    recorder.step(5, lr=0.5)
+    recorder.end()
+    assert rows(tmp_path)[:4] == before[:4]
+    last = Run(tmp_path).read_training().iloc[4:].to_dict("records")
+    assert [row["step"] for row in last] == [5]
+    assert last[0]["lr"] == 0.5
+    assert math.isnan(last[0]["loss"]), "the first attempt's loss is gone"
+
+
+@pytest.mark.parametrize("start_step", [0, LAST - 1])
+def test_a_finished_run_is_not_replaced_by_accident(
+    kind: str, tmp_path: Path, start_step: int
+) -> None:
+    record(fresh(kind), tmp_path)
+    before = series(tmp_path), rows(tmp_path)
+    with pytest.raises(ValueError, match=f"is a finished run of {LAST} steps.* overwrite=True"):
+        begin(tmp_path, fresh(kind), start_step)
+    assert_equal_series(series(tmp_path), before[0])
+    assert rows(tmp_path) == before[1]
+    assert Run(tmp_path).state == "finished"
+
+
+def test_a_finished_run_goes_on_behind_its_end(kind: str, tmp_path: Path) -> None:
+    model = fresh(kind)
+    record(model, tmp_path, last=EVERY)
+    record(model, tmp_path, first=EVERY + 1)
+    record(fresh(kind), tmp_path / "undisturbed")
+    assert_equal_series(series(tmp_path), series(tmp_path / "undisturbed"))
+    assert rows(tmp_path) == rows(tmp_path / "undisturbed")
+
+
+def test_a_run_that_is_being_recorded_is_left_alone(kind: str, tmp_path: Path) -> None:
+    with Run(tmp_path).lock("recording"):
+        with pytest.raises(RuntimeError, match="The recording of .* is under way in another"):
+            begin(tmp_path, fresh(kind))
+        assert [p.name for p in tmp_path.iterdir()] == [".recording.lock"]
+
+
+def test_a_refused_model_is_not_attached(kind: str, tmp_path: Path) -> None:
+    record(fresh(kind), tmp_path)
+    recorder = Recorder(tmp_path, every=1)
+    with pytest.raises(ValueError, match="another base"):
+        recorder.begin(fresh(kind, seed=1))
+    with pytest.raises(RuntimeError, match="No model is attached"):
+        recorder.step(1)
+    assert Run(tmp_path).state == "finished"
+
+
+def test_an_analysis_at_work_keeps_its_unfinished_files(tmp_path: Path) -> None:
+    record(fresh("lora"), tmp_path, last=2)
+    part = tmp_path / "drift" / f"{TEMPORARY_PREFIX}x.parquet"
+    part.parent.mkdir()
+    part.write_bytes(b"half")
+    record(fresh("lora"), tmp_path, overwrite=True)
+    assert part.exists()
 
 
 def test_a_killed_writers_leftovers_are_removed(kind: str, tmp_path: Path) -> None:
