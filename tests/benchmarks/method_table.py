@@ -1,53 +1,87 @@
 """Markdown table of some runs: where they ended and what recording and analysis cost.
 
-    python tests/benchmarks/method_table.py runs/lora runs/sorsa …
+    python tests/benchmarks/method_table.py runs/lora runs/sorsa … [--time]
 
-Analyses every run from scratch in a copy of its snapshots, to time it; nothing is asserted.
+With --time, every run is analysed once more, from scratch, in a copy. Nothing is asserted.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from checkpoints_index.snapshots import BASE_FILE
 from spectra.analysis import analyze
 from spectra.figures import final_values
 from spectra.store import Run
 
+QUANTITIES = ("delta_sigma", "delta_d")
+MODULES = ("q_proj", "v_proj")
+
 
 def main() -> None:
-    """Print the table of the runs named on the command line."""
-    print(
-        "| run | learning rate | loss, first → last 5 steps | s/step | snapshots | analysis "
-        "| ΔΣ q_proj | ΔΣ v_proj | ΔD q_proj | ΔD v_proj |"
-    )
-    print("| --- " * 10 + "|")
-    for name in sys.argv[1:]:
-        print(_line(Run(name)))
+    """Print the tables of the runs named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--time", action="store_true", help="analyse copies from scratch, timed")
+    options = parser.parse_args()
+    runs = [Run(path) for path in options.runs]
+    for run in runs:
+        analyze(run.path)
+
+    print("| run | loss | ΔΣ q_proj | ΔΣ v_proj | ΔD q_proj | ΔD v_proj | align q | align v |")
+    print("| --- " * 8 + "|")
+    for run in runs:
+        print(f"| {' | '.join([run.name, *_drift_cells(run)])} |")
+    print("\n| run | s/step | bytes a snapshot | snapshots | base | analysis, s | matrices |")
+    print("| --- " * 7 + "|")
+    for run in runs:
+        print(f"| {' | '.join([run.name, *_cost_cells(run, options.time)])} |")
 
 
-def _line(run: Run) -> str:
-    training = run.read_training()
-    seconds, count = _analysis_seconds(run)
-    analyze(run.path)
-    ends = final_values(run.read_drift()).set_index("module")
-    snapshots = sorted(run.snapshots_path.glob("step-*.safetensors"))
-    size = snapshots[-1].stat().st_size / 2**20
-    step_seconds = training["seconds"].diff().median()
-    cells = [
-        run.name,
-        f"{run.read_settings()['settings']['learning_rate']:.0e}",
-        f"{training['loss'].iloc[:5].mean():.3f} → {training['loss'].iloc[-5:].mean():.3f}",
-        f"{step_seconds:.1f}",
-        f"{len(snapshots)} × {size:.2f} MiB",
-        f"{seconds:.0f} s ({count} matrices)",
-        *(f"{float(ends['delta_sigma'][m]):.2e}" for m in ("q_proj", "v_proj")),
-        *(f"{float(ends['delta_d'][m]):.2e}" for m in ("q_proj", "v_proj")),
+def _drift_cells(run: Run) -> list[str]:
+    drift, loss = run.read_drift(), run.read_training()["loss"]
+    ends = final_values(drift).set_index("module")
+    return [
+        f"{loss.iloc[:5].mean():.3f} → {loss.iloc[-5:].mean():.3f}",
+        *(f"{float(ends[q][m]):.2e}" for q in QUANTITIES for m in MODULES),
+        *(f"{layer_alignment(drift[drift['module'] == m]):.2f}" for m in MODULES),
     ]
-    return f"| {' | '.join(cells)} |"
+
+
+def _cost_cells(run: Run, timed: bool) -> list[str]:
+    snapshots = sorted(run.snapshots_path.glob("step-*.safetensors"))
+    seconds, count = _analysis_seconds(run) if timed else (float("nan"), len(run.read_drift()))
+    return [
+        f"{run.read_training()['seconds'].diff().median():.2f}",
+        f"{snapshots[-1].stat().st_size:,}",
+        f"{len(snapshots)}",
+        f"{(run.snapshots_path / BASE_FILE).stat().st_size:,}",
+        f"{seconds:.0f}",
+        f"{count}",
+    ]
+
+
+def layer_alignment(drift: pd.DataFrame) -> float:
+    """How parallel the layers of one module move in the (ΔΣ, ΔD) plane, from 0 to 1.
+
+    Both quantities are divided by their mean over the layers at the last step. For every pair of
+    recorded steps each layer's movement is a direction; their mean resultant length (1 if all
+    layers go the same way, about 1/√layers if they are unrelated) is averaged over the steps.
+    """
+    paths = [
+        drift.pivot(index="step", columns="layer", values=c) for c in ("delta_sigma", "delta_d")
+    ]
+    moves = np.stack([(p / p.iloc[-1].mean()).diff().iloc[1:].to_numpy() for p in paths], axis=-1)
+    lengths = np.linalg.norm(moves, axis=-1, keepdims=True)
+    directions = np.divide(moves, lengths, out=np.zeros_like(moves), where=lengths > 0)
+    return float(np.linalg.norm(directions.mean(axis=1), axis=-1).mean())
 
 
 def _analysis_seconds(run: Run) -> tuple[float, int]:

@@ -15,7 +15,7 @@ STEP = 30
 
 def _snapshots(adapt: Callable[[nn.Module], nn.Module], folder: Path) -> dict[str, Tensor]:
     model = adapt(tiny_llama())
-    with Recorder(folder, every=STEP).attach(model) as recorder:
+    with Recorder(folder, every=STEP, overwrite=True).attach(model) as recorder:
         shake(model)
         recorder.step(STEP)
     return _whole(model)
