@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from spectra import figures
 from spectra.analysis import analyze
@@ -60,6 +61,9 @@ def demo(out: Path | str, steps: int = 80, say: Callable[[str], None] = print) -
     """
     started = time.monotonic()
     out = Path(out)
+    # Matrices this small gain a seventh from a second thread, and lose far more to it when
+    # anything else runs on the machine.
+    torch.set_num_threads(1)
     problems = [(p["question"], p["answer"]) for p in word_problems(_SEED, _PROBLEMS)]
     say(f"Fine-tuning the bundled model on generated word problems, {steps} steps a method.")
     runs = []
