@@ -60,13 +60,26 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
 
 
 def find_snapshots(folder: Path) -> list[Checkpoint]:
-    """Return a run's snapshots, ordered by step, without its base."""
+    """Return a run's snapshots, ordered by step, without its base.
+
+    Raises
+    ------
+    CheckpointError
+        If one is broken, or was recorded on another base than the one beside it.
+    """
     try:
         method = str(json.loads((folder.parent / "run.json").read_text("utf-8"))["method"])
     except (OSError, ValueError, KeyError, TypeError):
         method = "unknown"
-    files = sorted(folder.glob("step-*.safetensors"))
-    return sorted((Snapshot(file, method) for file in files), key=_by_step)
+    base = Snapshot(folder / BASE_FILE)
+    found = [Snapshot(file, method) for file in sorted(folder.glob("step-*.safetensors"))]
+    for snapshot in found:
+        if snapshot.base_id != base.id:
+            raise CheckpointError(
+                f"{snapshot.path} was recorded on another base than {base.path}. Bring back the "
+                "run's own base.safetensors."
+            )
+    return sorted(found, key=_by_step)
 
 
 def open_model(path: Path | str) -> Checkpoint:

@@ -213,7 +213,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Write the training rows that are still in memory."""
-        if self._rows:
+        if self._rows or self.run.training_path.exists():
             self.run.write_training([self._rows[step] for step in sorted(self._rows)])
         self._flushed = time.monotonic()
 

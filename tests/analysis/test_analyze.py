@@ -19,6 +19,8 @@ from distributed import LocalCluster
 from peft import PeftModel
 
 import spectra
+from checkpoints_index import CheckpointError
+from checkpoints_index.snapshots import BASE_FILE
 from spectra.analysis import analyze
 from spectra.analysis.rows import BaseMatrix
 from spectra.store import DRIFT, Run
@@ -344,3 +346,13 @@ def test_killed_at_any_moment_the_next_analysis_goes_on(tmp_path: Path) -> None:
     drift = analyze(run.path)
     assert len(drift) == 31 * 2 * 2
     assert not drift.duplicated(["step", "layer", "module"]).any()
+
+
+def test_a_base_that_is_not_the_runs_own_is_refused(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    record(tmp_path / "other", "lora")
+    (tmp_path / "other" / "snapshots" / BASE_FILE).replace(
+        tmp_path / "run" / "snapshots" / BASE_FILE
+    )
+    with pytest.raises(CheckpointError, match="was recorded on another base"):
+        analyze(tmp_path / "run")
