@@ -112,7 +112,7 @@ def show(draw: Callable[..., Any], description: str) -> None:
     # The figure brings its own colours for either theme; the ground is the page's.
     figure.update_layout(paper_bgcolor="rgba(0,0,0,0)")
     st.plotly_chart(
-        figure, width="stretch", theme=None, config={"displaylogo": False}, alt=description
+        figure, width="stretch", theme=None, config=figures.SCREEN_CONFIG, alt=description
     )
 
 

@@ -28,7 +28,7 @@ _PROBLEMS = 2000
 _SEED = 7
 
 NOTE = (
-    "Made by `spectra demo` on the bundled model: 12 layers, hidden size 96, pre-trained by this "
+    "Made by spectra demo on the bundled model: 12 layers, hidden size 96, pre-trained by this "
     "project on generated text and fine-tuned on generated word problems. It shows how the tool "
     "works; its drift says nothing about large models."
 )

@@ -70,7 +70,9 @@ def write_report(runs: Sequence[Run], path: Path | str, notes: Sequence[str] = (
     parts += [f"<p>{html.escape(note)}</p>" for note in notes]
     for number, (title, how, figure) in enumerate(drawn):
         # The library is embedded once, with the first figure.
-        drawing = figure.to_html(full_html=False, include_plotlyjs=number == 0)
+        drawing = figure.to_html(
+            full_html=False, include_plotlyjs=number == 0, config=figures.SCREEN_CONFIG
+        )
         parts.append(f'<h2>{title}</h2><p class="how">{html.escape(how)}</p>{drawing}')
     parts.append(
         "<h2>At the last step: mean ΔΣ and ΔD over the layers, median κ</h2>" + _table(drift)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from spectra.figures.ends import final_values
-from spectra.figures.export import Backend, backend_for, save, to_bytes
+from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.step_curves import (
     describe_layer_curves,
@@ -24,6 +24,7 @@ from spectra.figures.trajectories import describe_trajectory, unrelated_level
 
 __all__ = [
     "LABELS",
+    "SCREEN_CONFIG",
     "Backend",
     "Label",
     "backend_for",

@@ -19,6 +19,9 @@ _BACKENDS: dict[str, Backend] = {
     ".png": "matplotlib",
     ".html": "plotly",
 }
+SCREEN_CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False}
+"""Plotly's options wherever a figure is shown: no logo, and no button that uploads the data."""
+
 # Names inside an SVG are hashes salted with this, instead of with a random number.
 _SALT = "spectra"
 
@@ -134,6 +137,6 @@ def _html(figure: Any) -> str:
             include_plotlyjs=True,
             full_html=True,
             div_id="spectra-figure",
-            config={"displaylogo": False, "responsive": True},
+            config=SCREEN_CONFIG | {"responsive": True},
         )
     )
