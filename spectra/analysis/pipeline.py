@@ -94,8 +94,15 @@ def analyze(
     """
     given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     solving = _Solving(values_only, workers, scheduler, progress)
-    recorded = [run for path in given for run in _recorded_runs(path)]
+    runs_of = {path: _recorded_runs(path) for path in given}
+    recorded = [run for path in given for run in runs_of[path]]
     if recorded and base is None:
+        others = [path for path in given if not runs_of[path]]
+        if others:
+            raise ValueError(
+                f"{others[0]} is no recorded run, others of the paths are. Analyse it by itself, "
+                "with --base and --out."
+            )
         if out is not None and len(recorded) > 1:
             raise ValueError("out takes one run; leave it out and each run keeps its own rows.")
         for source in recorded:

@@ -356,3 +356,10 @@ def test_a_base_that_is_not_the_runs_own_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="was recorded on another base"):
         analyze(tmp_path / "run")
+
+
+def test_runs_and_other_checkpoints_are_not_mixed(tmp_path: Path) -> None:
+    record(tmp_path / "run", "lora")
+    other = tiny_model_folder(tmp_path / "other" / "checkpoint-5")
+    with pytest.raises(ValueError, match="is no recorded run, others of the paths are"):
+        analyze([tmp_path / "run", other])
