@@ -93,6 +93,45 @@ def test_ranks_of_flat_and_of_peaked_spectra() -> None:
 
 
 def test_frobenius_drift_is_relative_to_the_base() -> None:
-    w = torch.ones(2, 3, dtype=torch.float64)
-    assert metrics.frobenius_drift(1.25 * w, w) == 0.25
-    assert math.isnan(metrics.frobenius_drift(w, 0 * w))
+    assert metrics.frobenius_drift(1.0, 4.0) == 0.25
+    assert math.isnan(metrics.frobenius_drift(1.0, 0.0))
+
+
+def test_spectral_drift_is_relative_to_the_base() -> None:
+    assert metrics.spectral_drift(0.5, 4.0) == 0.125
+    assert metrics.spectral_drift(0.0, 4.0) == 0.0
+    assert math.isnan(metrics.spectral_drift(1.0, 0.0))
+
+
+def test_ill_determined_values_are_those_with_a_close_neighbour() -> None:
+    s = torch.tensor([10.0, 5.0, 5.0 - 9e-5, 5.0 - 18e-5, 3.0, 2.0, 2.0, 1.0]).double()
+    assert metrics.ill_determined_share(s) == 5 / 8  # a chain of three, and a pair
+    assert metrics.ill_determined_share(s.flip(0)) == 5 / 8
+    assert metrics.ill_determined_share(s, relative_gap=1e-6) == 2 / 8
+    assert metrics.ill_determined_share(s, relative_gap=0.0) == 2 / 8
+    assert metrics.ill_determined_share(s, relative_gap=0.11) == 7 / 8
+
+
+@given(scale=st.floats(1e-30, 1e30))
+def test_ill_determined_share_is_without_a_unit(scale: float) -> None:
+    s = torch.tensor([4.0, 3.0, 3.0, 1.0], dtype=torch.float64)
+    assert metrics.ill_determined_share(scale * s) == 0.5
+
+
+def test_ill_determined_share_of_one_value_and_of_equal_ones() -> None:
+    assert metrics.ill_determined_share(torch.tensor([2.0])) == 0.0
+    assert metrics.ill_determined_share(torch.tensor([0.0])) == 0.0
+    assert metrics.ill_determined_share(torch.zeros(5)) == 1.0
+    assert metrics.ill_determined_share(torch.ones(5)) == 1.0
+    with pytest.raises(ValueError, match="relative_gap must be 0 or more"):
+        metrics.ill_determined_share(torch.ones(5), relative_gap=-1.0)
+
+
+def test_a_perturbation_of_the_gap_turns_ill_determined_vectors_and_no_others() -> None:
+    s = torch.tensor([3.0, 2.0, 2.0 - 1e-6, 1.0], dtype=torch.float64)
+    assert metrics.ill_determined_share(s) == 0.5
+    w_0 = torch.diag(s)
+    w_t = w_0 + 1e-5 * torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]])
+    overlap = metrics.vector_overlaps(torch.linalg.svd(w_t).U, torch.eye(4, dtype=torch.float64))
+    assert overlap[[0, 3]].min() > 1 - 1e-8
+    assert overlap[[1, 2]].max() < 0.8
