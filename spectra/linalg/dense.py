@@ -1,37 +1,66 @@
-"""The dense solver: float64 Gram matrix and eigh where that is safe, a float64 SVD elsewhere."""
+"""The dense solvers: float64 Gram matrix and eigenvalues where safe, a float64 SVD elsewhere."""
 
 from __future__ import annotations
 
+import logging
+
+import scipy.linalg
 import torch
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-from spectra.linalg.decomposition import Decomposition
+from spectra.linalg.decomposition import (
+    LEADING,
+    Decomposition,
+    NotConverged,
+    Spectrum,
+    Turned,
+    band_width,
+    diagonals,
+)
+from spectra.linalg.symmetric import eigenvectors, gram
 
-# σ_i comes from ‖Wᵀu_i‖, whose relative error grows as (ε κ)²; below this ratio of σ_min to
-# σ_max, squaring into the Gram matrix would cost digits that an SVD keeps.
-SMALLEST_SAFE_RATIO = 1e-5
+logger = logging.getLogger(__name__)
 
-# Bound on the mean error of a singular vector, so that ΔD stays good to 1e-8 with room to
-# spare. A Gram eigenvector is wrong by about ε σ_max² over its eigenvalue's gap. SmolLM2's
-# q_proj and v_proj come out between 7e-14 and 2e-9.
-LARGEST_MEAN_VECTOR_ERROR = 1e-9
+_EPS = torch.finfo(torch.float64).eps
+
+# A vector from the Gram matrix is wrong by about ε σ_max² over the distance of its eigenvalue to
+# the next one, one from an SVD by ε σ_max over that of its singular value. Vectors that would be
+# worse than this are turned among themselves until they are as good as an SVD's.
+_LARGEST_VECTOR_ERROR = 1e-9
+# That takes an SVD of their part of the matrix, which pays while they are this share of all.
+_LARGEST_REFINED_SHARE = 0.25
+# Below this σ_min/σ_max an SVD keeps more digits of κ: 5e-10 to 2e-10 at 1e-7, 4e-6 to 2e-8 at
+# 1e-9 (relative errors).
+_SMALLEST_GRAM_RATIO = 1e-8
+# √λ has an absolute error of about ε σ_max²/σ: values below this share of σ_max are found anew
+# where κ would lose digits by that.
+_SMALL_VALUE = 3e-4
+# κ from √λ is wrong by about ε κ², 3e-8 here.
+_LARGEST_PLAIN_KAPPA = 1e4
+_MOST_SMALL_VALUES = 48
+# An SVD leaves 1e-14; a Gram decomposition up to 1e-9 in the orthogonality of small vectors.
+_LARGEST_RESIDUAL = 1e-8
 
 _PROBES = 4
+_COLUMNS = 128
 
 
-def decompose(w: Tensor) -> Decomposition:
+def decompose(w: Tensor, solver: str = "auto") -> Decomposition:
     """Singular values and vectors of a dense matrix, in float64 on the CPU.
 
-    The fast way is the eigendecomposition of the Gram matrix of the short side. It is taken
-    when σ_min is not lost by squaring and no two eigenvalues lie so close that their vectors
-    would be noticeably different from an SVD's; otherwise the matrix gets a float64 SVD.
-    `solver` says which ran. The vectors of exactly repeated singular values are arbitrary in
-    their common subspace; they are those that ``torch.linalg.svd`` returns.
+    The fast way is the eigendecomposition of the Gram matrix of the short side. What squaring
+    costs in digits, of small singular values and of vectors of close ones, is won back by a small
+    SVD of the part of the matrix that belongs to them; where that part is large, and where
+    σ_min/σ_max < 1e-8, the whole matrix gets a float64 SVD. `solver` of the result says which ran.
+    The vectors of repeated singular values are arbitrary in their common subspace.
 
     Parameters
     ----------
     w : Tensor of shape (m, n), any floating dtype, any device
         The matrix; not changed.
+    solver : {"auto", "gram", "svd"}
+        ``"svd"`` forces a float64 SVD; ``"gram"`` is ``"auto"``: it still falls back.
 
     Returns
     -------
@@ -43,7 +72,7 @@ def decompose(w: Tensor) -> Decomposition:
     ValueError
         If `w` is not a matrix, is empty, or has NaN or infinite entries.
     torch.linalg.LinAlgError
-        If LAPACK's SVD does not converge either.
+        If no algorithm of LAPACK's converges.
 
     Examples
     --------
@@ -51,42 +80,75 @@ def decompose(w: Tensor) -> Decomposition:
     tensor([4., 3.], dtype=torch.float64)
     """
     w = as_float64(w)
-    wide = w if w.shape[0] <= w.shape[1] else w.T  # (k, l), k <= l
-    try:
-        eigenvalues, vectors = torch.linalg.eigh(wide @ wide.T)
-    except torch.linalg.LinAlgError:  # it did not converge; the SVD's algorithm may
-        eigenvalues = w.new_zeros(1)
-    if _gram_is_safe(eigenvalues):
-        product = vectors.flip(1).T @ wide  # (k, l): rows σ_i v_iᵀ
-        s = torch.linalg.vector_norm(product, dim=1)
-        order = torch.argsort(s, descending=True, stable=True)
-        s, u, vh = s[order], vectors.flip(1)[:, order], product[order] / s[order, None]
-        if wide is not w:
-            u, vh = vh.T, u.T
-        return Decomposition(u, s, vh, "gram", _residual(w, u, s, vh))
-    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    if solver != "svd":
+        try:
+            return _from_gram(w)
+        except (NotConverged, torch.linalg.LinAlgError) as error:
+            logger.debug("An SVD for a matrix of shape %s: %s", tuple(w.shape), error)
+    u, s, vh = _svd(w)
     return Decomposition(u, s, vh, "svd", _residual(w, u, s, vh))
 
 
-def singular_values(w: Tensor) -> Tensor:
-    """Singular values alone, largest first, in float64.
+def singular_values(w: Tensor, solver: str = "auto") -> Spectrum:
+    """Singular values alone.
+
+    Eigenvalues of the Gram matrix; the smallest ones anew from the inverse of the matrix where κ
+    would lose digits by squaring; a float64 SVD where there are many such, or zeros.
 
     Parameters
     ----------
-    w : Tensor of shape (m, n)
+    w : Tensor of shape (m, n), any floating dtype, any device
         The matrix.
-
-    Returns
-    -------
-    Tensor of shape (k,), float64
-        k = min(m, n).
+    solver : {"auto", "gram", "svd"}
+        As in `decompose`.
 
     Raises
     ------
-    ValueError
+    ValueError, torch.linalg.LinAlgError
         As `decompose`.
     """
-    return torch.linalg.svdvals(as_float64(w))
+    w = as_float64(w)
+    if solver != "svd":
+        try:
+            return _values_from_gram(w)
+        except (NotConverged, torch.linalg.LinAlgError) as error:
+            logger.debug("An SVD for a matrix of shape %s: %s", tuple(w.shape), error)
+    try:
+        s = torch.linalg.svdvals(w)
+    except torch.linalg.LinAlgError:
+        s = _svd(w)[1]
+    return Spectrum(s, "svd-values", _norm_error(w, s))
+
+
+def turned(base: Decomposition, decomposed: Decomposition) -> Turned:
+    """Compare the vectors of W_t with those of its base.
+
+    Parameters
+    ----------
+    base, decomposed : Decomposition
+        Of W_0 and of W_t, of one shape.
+    """
+    k = len(base.s)
+    width, p = band_width(k), min(LEADING, k)
+    near: list[Tensor] = []
+    for x_0, x_t in ((base.u, decomposed.u), (base.vh.T, decomposed.vh.T)):
+        rows = []
+        for first in range(0, k, _COLUMNS):
+            last = min(first + _COLUMNS, k)
+            low, high = max(first - width, 0), min(last + width, k)
+            columns = x_0.new_zeros(k, last - first)
+            columns[low:high] = x_0[:, low:high].T @ x_t[:, first:last]
+            rows.append(diagonals(columns, first, width))
+        near.append(torch.cat(rows).clamp_(max=1.0))
+    return Turned(
+        s=decomposed.s,
+        near_u=near[0],
+        near_v=near[1],
+        leading_u=base.u.T @ decomposed.u[:, :p],
+        leading_v=base.vh @ decomposed.vh[:p].T,
+        solver=decomposed.solver,
+        residual=decomposed.residual,
+    )
 
 
 def product_singular_values(u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
@@ -123,36 +185,125 @@ def as_float64(w: Tensor) -> Tensor:
     if w.ndim != 2 or w.numel() == 0:
         raise ValueError(f"w must be a non-empty matrix, got shape {tuple(w.shape)}.")
     w = w.detach().to(device="cpu", dtype=torch.float64).contiguous()
-    if not torch.isfinite(w).all():
+    # One pass for the usual case: a sum is finite only if every entry is, or by overflow.
+    if not torch.isfinite(w.sum()) and not torch.isfinite(w).all():
         bad = int((~torch.isfinite(w)).sum())
         raise ValueError(f"w must be finite, but {bad} of its {w.numel()} entries are NaN or Inf.")
     return w
 
 
-def _gram_is_safe(eigenvalues: Tensor) -> bool:
-    """Whether the ascending eigenvalues of a Gram matrix can be trusted, vectors included."""
-    largest = eigenvalues[-1]
-    if not eigenvalues[0] > SMALLEST_SAFE_RATIO**2 * largest:
-        return False
-    if len(eigenvalues) == 1:
-        return True
-    gaps = eigenvalues.diff()
+def _from_gram(w: Tensor) -> Decomposition:
+    """Decompose by the Gram matrix; raises NotConverged where squaring has cost too much."""
+    wide = w if w.shape[0] <= w.shape[1] else w.T.contiguous()  # (k, l), k <= l
+    scale = torch.linalg.vector_norm(wide, ord=torch.inf)
+    if not 1e-100 < scale < 1e100:
+        raise NotConverged("the entries' squares leave the range of float64")
+    values, vectors = eigenvectors(gram(wide))
+    values, u = values.flip(0), vectors.flip(1)
+    product = u.T @ wide  # (k, l): rows σ_i v_iᵀ
+    s = torch.linalg.vector_norm(product, dim=1)
+    refined = _gram_vector_error(values) > _LARGEST_VECTOR_ERROR
+    count = int(refined.sum())
+    if count > max(_LARGEST_REFINED_SHARE * len(s), 2):
+        raise NotConverged(f"{count} of {len(s)} vectors would lose digits")
+    if count:
+        # All vectors that may be mixed up are in this set, so its span is right and an SVD
+        # within it sets them right.
+        x, s[refined], vh = _svd(product[refined])
+        u[:, refined] = u[:, refined] @ x
+    if not s.min() > _SMALLEST_GRAM_RATIO * s.max():
+        raise NotConverged("the smallest singular values would lose digits")
+    product /= s[:, None]
+    if count:
+        product[refined] = vh
+    s, order = torch.sort(s, descending=True, stable=True)
+    if not torch.equal(order, torch.arange(len(s))):
+        u, product = u[:, order], product[order]
+    u, vh = (u, product) if w.shape[0] <= w.shape[1] else (product.T, u.T)
+    residual = _residual(w, u, s, vh)
+    if not residual < _LARGEST_RESIDUAL:
+        raise NotConverged(f"residual {residual:.1e}")
+    return Decomposition(u, s, vh, "gram", residual)
+
+
+def _values_from_gram(w: Tensor) -> Spectrum:
+    """Decompose likewise, without vectors."""
+    wide = w if w.shape[0] <= w.shape[1] else w.T.contiguous()
+    scale = torch.linalg.vector_norm(wide, ord=torch.inf)
+    if not 1e-100 < scale < 1e100:
+        raise NotConverged("the entries' squares leave the range of float64")
+    s = torch.linalg.eigvalsh(gram(wide)).flip(0).clamp(min=0.0).sqrt()
+    if not s[0] < _LARGEST_PLAIN_KAPPA * s[-1]:
+        count = int((s < _SMALL_VALUE * s[0]).sum())
+        if count > _MOST_SMALL_VALUES or count > len(s) // 4:
+            raise NotConverged(f"{count} singular values would lose digits")
+        s[-count:] = _smallest_values(wide, count)
+        s = s.sort(descending=True).values
+    return Spectrum(s, "gram-values", _norm_error(w, s))
+
+
+def _smallest_values(wide: Tensor, count: int) -> Tensor:
+    """Return the smallest singular values, found as the largest ones of the inverse."""
+    triangle = scipy.linalg.qr(wide.numpy().T, mode="r", check_finite=False)[0][: len(wide)]
+    if not abs(triangle.diagonal()).min() > 0:
+        raise NotConverged("the matrix is singular")
+
+    def apply_inverse(x: Tensor) -> Tensor:
+        # (WWᵀ)⁻¹ = (RᵀR)⁻¹: backward stable, where the Gram matrix itself has lost the digits.
+        y = scipy.linalg.solve_triangular(triangle, x, trans="T", check_finite=False)
+        return scipy.linalg.solve_triangular(triangle, y, check_finite=False)
+
+    inverse = LinearOperator(triangle[: len(wide), : len(wide)].shape, apply_inverse, dtype="f8")
+    start = torch.ones(len(wide), dtype=torch.float64).numpy()
+    try:
+        found = eigsh(inverse, k=count, v0=start, return_eigenvectors=False)
+    except ArpackError as error:
+        raise NotConverged("the smallest singular values were not found") from error
+    return torch.from_numpy(found).rsqrt().sort(descending=True).values
+
+
+def _gram_vector_error(values: Tensor) -> Tensor:
+    """Estimate each vector's error from the Gram matrix's eigenvalues, largest first."""
+    if len(values) == 1:
+        return torch.zeros_like(values)
+    gaps = values.diff().abs()
     infinity = gaps.new_full((1,), torch.inf)
     nearest = torch.minimum(torch.cat([infinity, gaps]), torch.cat([gaps, infinity]))
-    errors = torch.finfo(torch.float64).eps * largest / nearest
-    return bool(errors.clamp(max=1.0).mean() < LARGEST_MEAN_VECTOR_ERROR)
+    return _EPS * values[0] / nearest
+
+
+def _svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute an SVD: divide and conquer, or QR iteration where that does not converge."""
+    try:
+        u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        try:
+            parts = scipy.linalg.svd(
+                w.numpy(), full_matrices=False, lapack_driver="gesvd", check_finite=False
+            )
+        except scipy.linalg.LinAlgError as error:
+            raise torch.linalg.LinAlgError(f"No SVD of LAPACK's converges: {error}") from error
+        u, s, vh = (torch.from_numpy(part) for part in parts)
+    return u, s, vh
+
+
+def _norm_error(w: Tensor, s: Tensor) -> float:
+    """|Σ σ_i² − ‖W‖_F²| relative to ‖W‖_F²; 0 for the zero matrix."""
+    norm = torch.linalg.matrix_norm(w)
+    return abs(float(torch.linalg.vector_norm(s) / norm) ** 2 - 1) if norm > 0 else 0.0
 
 
 def _residual(w: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> float:
     """Estimate the errors that `Decomposition.residual` names, at the cost of a few products."""
     generator = torch.Generator().manual_seed(0)
-    k = len(s)
-    probes = torch.randn(k, _PROBES, generator=generator, dtype=w.dtype)
+    probes = torch.randn(len(s), _PROBES, generator=generator, dtype=w.dtype)
+    combined = vh.T @ probes
     left = u.T @ (u @ probes) - probes
-    right = vh @ (vh.T @ probes) - probes
-    x = torch.randn(w.shape[1], _PROBES, generator=generator, dtype=w.dtype)
-    backward = w @ x - u @ (s[:, None] * (vh @ x))
+    right = vh @ combined - probes
+    # W V = U diag(S); that W is nothing outside V's span shows in its norm.
+    backward = w @ combined - u @ (s[:, None] * probes)
     norm = torch.linalg.matrix_norm(w)
     scaled = backward / norm if norm > 0 else backward
     # E‖E z‖² = ‖E‖_F² for standard normal z, and a mean over the probes.
-    return max(float(torch.linalg.matrix_norm(e)) / _PROBES**0.5 for e in (left, right, scaled))
+    errors = [float(torch.linalg.matrix_norm(e)) / _PROBES**0.5 for e in (left, right, scaled)]
+    return max(*errors, _norm_error(w, s))
