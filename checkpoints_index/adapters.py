@@ -146,7 +146,10 @@ class AdapterFolder:
                 raise CheckpointError(f"{self._file.path}: {stem!r} is no matrix of floats.")
             self._stems[clean_name(stem)] = stem
             shape = (factors[0][0], factors[size - 1][1])
-            found.append(Matrix(clean_name(stem), *place, shape, DTYPES[dtypes[names[0]]]))
+            # Trained and initial factors side by side: twice the rank.
+            rank = factors[0][1] * (len(parts) // size)
+            dtype = DTYPES[dtypes[names[0]]]
+            found.append(Matrix(clean_name(stem), *place, shape, dtype, rank))
         return found
 
 

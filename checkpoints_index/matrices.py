@@ -47,6 +47,8 @@ class Matrix:
         (out_features, in_features).
     dtype : str
         In which the numbers lie on disk, such as ``"bfloat16"``.
+    rank : int, optional
+        Rank of the update's factors, where that is what is stored: r of a LoRA, 2r of SORSA.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Matrix:
     module: str
     shape: tuple[int, int]
     dtype: str
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,20 +101,39 @@ class Weight:
         ValueError
             If the shapes do not fit: the base is another model's.
         """
+        self.require_shape(w_0)
+        if self.dense is not None:
+            return self.dense.double()
         base = w_0.double()
-        shape = tuple(base.shape)
+        return base if self.update is None else base + self.update[0] @ self.update[1]
+
+    def require_shape(self, w_0: Tensor) -> None:
+        """Raise ValueError if W_t and W_0 have different shapes: the base is another model's."""
+        shape = tuple(w_0.shape)
         if self.dense is not None:
             shape = tuple(self.dense.shape)
         elif self.update is not None:
             shape = (self.update[0].shape[0], self.update[1].shape[1])
-        if shape != tuple(base.shape):
+        if shape != tuple(w_0.shape):
             raise ValueError(
-                f"The base's matrix has shape {tuple(base.shape)}, the checkpoint's has {shape}. "
+                f"The base's matrix has shape {tuple(w_0.shape)}, the checkpoint's has {shape}. "
                 "Give the base this checkpoint was trained from."
             )
-        if self.dense is not None:
-            return self.dense.double()
-        return base if self.update is None else base + self.update[0] @ self.update[1]
+
+    def same_as(self, other: Weight) -> bool:
+        """Whether two weights are equal bit for bit, factors included."""
+        mine, others = self._tensors(), other._tensors()
+        return len(mine) == len(others) and all(
+            a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(mine, others, strict=True)
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        # An update from trained factors follows from these and the base.
+        tensors = [] if self.dense is None else [self.dense]
+        tensors += self.update or ()
+        if self.factors is not None:
+            tensors += [self.factors.u, self.factors.s, self.factors.vh]
+        return tensors
 
 
 class Checkpoint(Protocol):

@@ -131,7 +131,8 @@ class Snapshot:
             raise CheckpointError(
                 f"{self.path}: {name!r} must be a matrix of floats, or factors of one."
             )
-        return Matrix(name, *place, (factors[0][0], factors[-1][1]), DTYPES[dtypes[parts[0]]])
+        rank = {"dense": None, "lora": factors[-1][0], "sorsa": 2 * factors[-1][0]}[entry["kind"]]
+        return Matrix(name, *place, (factors[0][0], factors[-1][1]), DTYPES[dtypes[parts[0]]], rank)
 
 
 def sorsa_weight(trained: TrainedFactors, initial: TrainedFactors) -> Weight:

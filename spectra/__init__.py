@@ -18,6 +18,7 @@ _PUBLIC = {
     "orthonormal_regularizer": ("spectra.methods", "train"),
     "add_regularizer_gradient": ("spectra.methods", "train"),
     "analyze": ("spectra.analysis", None),
+    "estimate": ("spectra.analysis", None),
     "Run": ("spectra.store", None),
     "find_runs": ("spectra.store", None),
     "figures": ("spectra.figures", None),

@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,14 +106,22 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _analyze(options: argparse.Namespace) -> None:
-    from spectra.analysis import analyze
+    from spectra.analysis import analyze, estimate
 
+    chosen: dict[str, Any] = {
+        "base": options.base,
+        "modules": _names(options.modules),
+        "out": options.out,
+        "values_only": options.values_only,
+        "solver": options.solver,
+        "precision": options.precision,
+    }
+    if options.dry_run:
+        print(estimate(options.paths, **chosen))
+        return
     drift = analyze(
         options.paths,
-        base=options.base,
-        modules=_names(options.modules),
-        out=options.out,
-        values_only=options.values_only,
+        **chosen,
         workers=options.workers,
         scheduler=options.scheduler,
         progress=True,
@@ -166,6 +175,58 @@ def _report(options: argparse.Namespace) -> None:
     from spectra.store import expand_runs
 
     print(f"Wrote {write_report(expand_runs(options.runs), options.out)}")
+
+
+def _cache(options: argparse.Namespace) -> None:
+    from spectra.analysis.base_cache import BaseCache
+
+    cache = BaseCache()
+    if options.clear:
+        count, freed = cache.clear()
+        if options.json:
+            print(json.dumps({"folder": str(cache.folder), "deleted": count, "freed": freed}))
+        else:
+            print(f"Deleted {count} entries from {cache.folder}: {_in_units(freed)} freed.")
+        return
+    entries = cache.entries()
+    total = sum(entry.size for entry in entries)
+    if options.json:
+        content = {
+            "folder": str(cache.folder),
+            "bytes": total,
+            "max_bytes": cache.max_bytes,
+            "entries": [
+                {
+                    "key": entry.key,
+                    "kind": entry.kind,
+                    "shape": entry.shape,
+                    "bytes": entry.size,
+                    "last_used": _when(entry.used),
+                }
+                for entry in entries
+            ],
+        }
+        print(json.dumps(content, indent=2))
+        return
+    bound = f"at most {_in_units(cache.max_bytes)}" if cache.max_bytes else "switched off"
+    print(f"{cache.folder}: {len(entries)} entries, {_in_units(total)} ({bound})")
+    if entries:
+        print(f"{'shape':>13}  {'what':<20}{'size':>10}  last used")
+    for entry in entries:
+        shape = f"{entry.shape[0]} × {entry.shape[1]}"
+        size = _in_units(entry.size)
+        print(f"{shape:>13}  {entry.kind:<20}{size:>10}  {_when(entry.used)}")
+
+
+def _in_units(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 # Options of `spectra train` that override a field of TrainSettings, with type and help.
@@ -253,9 +314,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", help="run to write to (default for checkpoints: runs/NAME)")
     command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
     command.add_argument(
-        "--workers", type=int, default=1, help="processes; -1 all cores (default: %(default)s)"
+        "--solver",
+        choices=("auto", "low-rank", "gram", "svd"),
+        default="auto",
+        help="default: the fastest exact one",
+    )
+    command.add_argument(
+        "--precision",
+        help="what the weights were rounded to, where the files do not show it, such as q4_0 or "
+        "nf4: for the noise floor",
+    )
+    command.add_argument(
+        "--workers", type=int, help="processes; -1 all cores (default: what is found best)"
     )
     command.add_argument("--scheduler", help="address of a Dask scheduler, tcp://…")
+    command.add_argument(
+        "--dry-run", action="store_true", help="what would be computed, and its time and memory"
+    )
 
     command = _command(
         commands,
@@ -297,6 +372,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("runs", nargs="+")
     command.add_argument("--out", required=True)
+
+    command = _command(
+        commands,
+        "cache",
+        _cache,
+        "the decompositions of bases that are kept on this machine; SPECTRA_CACHE names their "
+        "folder, SPECTRA_CACHE_GIB bounds it",
+        "spectra cache --clear",
+    )
+    command.add_argument("--clear", action="store_true", help="delete them")
+    command.add_argument("--json", action="store_true")
     return parser
 
 

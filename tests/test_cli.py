@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from spectra.analysis.base_cache import BaseCache
 from spectra.cli import main
-from tests.helpers import tiny_model_folder
+from spectra.linalg import decompose
+from tests.helpers import gaussian, tiny_model_folder
 
-COMMANDS = ("demo", "train", "index", "analyze", "plot", "dashboard", "report")
+COMMANDS = ("demo", "train", "index", "analyze", "plot", "dashboard", "report", "cache")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,41 @@ def test_the_report_escapes_names(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert main(["report", str(hostile), "--out", str(out)]) == 0
     assert "<img src=x" not in out.read_text(encoding="utf-8")
+
+
+def test_the_cache_is_listed_and_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECTRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPECTRA_CACHE_GIB", "2")
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cache'}: 0 entries, 0 B (at most 2.0 GiB)\n"
+    w_0 = gaussian(48, 64).bfloat16()
+    cache = BaseCache()
+    cache.decomposition(w_0, lambda: decompose(w_0))
+    cache.noise(w_0, "bfloat16", lambda: (0.5, 0.5))
+    assert main(["cache"]) == 0
+    first, head, *lines = capsys.readouterr().out.splitlines()
+    assert "2 entries, 4" in first and "KiB" in first and head.split()[0] == "shape"
+    assert all(line.strip().startswith("48 × 64") for line in lines)
+    assert {line.split()[3] for line in lines} == {"svd", "noise-bfloat16"}
+    assert main(["cache", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["bytes"] == cache.size() == sum(e["bytes"] for e in listed["entries"])
+    assert listed["max_bytes"] == 2**31 and listed["entries"][0]["shape"] == [48, 64]
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out.startswith("Deleted 2 entries from ")
+    assert main(["cache", "--clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"] == 0
+    assert cache.entries() == []
+
+
+def test_a_wrong_bound_of_the_cache_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECTRA_CACHE_GIB", "much")
+    assert main(["cache"]) == 1
+    assert "SPECTRA_CACHE_GIB must be a number of GiB" in capsys.readouterr().err
 
 
 def test_the_command_is_installed() -> None:

@@ -1,5 +1,7 @@
 """Turns checkpoints into drift rows: what is stale, who computes it, in what order."""
 
-from spectra.analysis.pipeline import analyze
+from spectra.analysis.base_cache import BaseCache
+from spectra.analysis.cost import Estimate
+from spectra.analysis.pipeline import analyze, estimate
 
-__all__ = ["analyze"]
+__all__ = ["BaseCache", "Estimate", "analyze", "estimate"]

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import joblib
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from checkpoints_index import Checkpoint, find_checkpoints, find_snapshots, open_model
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
-from spectra.analysis.plan import (
-    VALUES_ONLY,
-    WITH_VECTORS,
-    Task,
-    plan_tasks,
-    refuse_shared_steps,
-)
-from spectra.analysis.rows import BaseMatrix, Row, unreadable_row
+from spectra.analysis.base_cache import BaseCache
+from spectra.analysis.cost import Estimate, estimate_cost
+from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps
+from spectra.analysis.rows import Quantities, Row
+from spectra.analysis.schedule import compute
+from spectra.linalg import PRECISIONS, SOLVERS
 from spectra.store import Run, find_runs, read_runs
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_MODULES = ("q_proj", "v_proj")
-# What a matrix can be, NaN or beyond LAPACK, that must not cost the others their rows.
-_UNDECOMPOSABLE = (ValueError, torch.linalg.LinAlgError)
 # Finished rows wait at most so long in memory before they are on disk.
 _WRITE_SECONDS = 5.0
 
@@ -44,14 +32,17 @@ def analyze(
     modules: Sequence[str] | None = None,
     out: Path | str | None = None,
     values_only: bool = False,
-    workers: int = 1,
+    solver: str = "auto",
+    precision: str | None = None,
+    workers: int | None = None,
     scheduler: str | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Compute the drift of every recorded matrix at every step; only what is new is computed.
 
     Rows are written while they are made. Interrupted or killed, the next call goes on where
-    this one stopped.
+    this one stopped. Decompositions of bases are kept on disk and shared by all runs (see
+    `spectra cache`).
 
     Parameters
     ----------
@@ -68,9 +59,15 @@ def analyze(
         a run go to ``runs/<name of the folder>``.
     values_only : bool
         Singular values without vectors: no ΔD, but cheaper.
-    workers : int
-        Processes; 1 is a plain loop, -1 all cores. Each worker's BLAS gets
-        cores // workers threads.
+    solver : {"auto", "low-rank", "gram", "svd"}
+        By default the fastest exact one for each matrix; where one fails its certificate, the
+        next one runs, and the row's `solver` says so. Any other name leaves out those before it.
+    precision : str, optional
+        The precision that the checkpoints' weights really have, for the noise floor, where it is
+        not that of the files: of weights de-quantised from four bits ``"q4_0"`` or ``"nf4"``.
+    workers : int, optional
+        Processes: 1 is a plain loop, -1 all cores; each gets cores // workers BLAS threads. By
+        default what a short measurement finds best.
     scheduler : str, optional
         Address of a Dask scheduler that does the work instead; its workers must see the files.
     progress : bool
@@ -88,12 +85,110 @@ def analyze(
     checkpoints_index.CheckpointError
         If a checkpoint is broken.
     ValueError
-        If base, modules and checkpoints do not fit together.
+        If base, modules and checkpoints do not fit together, or an option is unknown.
     RuntimeError
-        If another process is analysing the same run.
+        If another process is analysing the same run, or workers are lost again and again.
     """
+    quantities = _quantities(values_only, solver, precision)
+    runs = []
+    for job in _jobs(paths, base, modules, out):
+        job.describe()
+        with job.run.lock("analysis"):
+            job.bring_up_to_date(quantities, workers, scheduler, progress)
+        runs.append(job.run)
+    return read_runs(runs, "drift")
+
+
+def estimate(
+    paths: Path | str | Sequence[Path | str],
+    *,
+    base: Path | str | None = None,
+    modules: Sequence[str] | None = None,
+    out: Path | str | None = None,
+    values_only: bool = False,
+    solver: str = "auto",
+    precision: str | None = None,
+) -> Estimate:
+    """Say what `analyze` with the same arguments would do and cost; nothing is written.
+
+    Parameters
+    ----------
+    paths, base, modules, out, values_only, solver, precision
+        As of `analyze`.
+
+    Returns
+    -------
+    Estimate
+        Decompositions by kind, solver and shape, time and memory; ``print`` gives a table.
+
+    Raises
+    ------
+    FileNotFoundError, checkpoints_index.CheckpointError, ValueError
+        As `analyze`.
+    """
+    quantities = _quantities(values_only, solver, precision)
+    tasks = [t for job in _jobs(paths, base, modules, out) for t in job.tasks(quantities)]
+    return estimate_cost(tasks, quantities, BaseCache())
+
+
+def _quantities(values_only: bool, solver: str, precision: str | None) -> Quantities:
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    return Quantities(not values_only, solver, precision)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Checkpoints, their base, and the run that the rows go to."""
+
+    run: Run
+    checkpoints: Sequence[Checkpoint]
+    base: Checkpoint
+    modules: Sequence[str] | None
+    recorded: bool
+
+    def describe(self) -> None:
+        """Write down what is analysed, where no hook has done so."""
+        if not self.recorded:
+            found = sorted({m.module for m in self.base.matrices})
+            _describe(self.run, self.checkpoints, self.base, self.modules or found)
+
+    def tasks(self, quantities: Quantities) -> list[Task]:
+        """Return what has no current row."""
+        current = self.run.drift.read(["source"])
+        return plan_tasks(self.base, self.checkpoints, self.modules, current, quantities)
+
+    def bring_up_to_date(
+        self, quantities: Quantities, workers: int | None, scheduler: str | None, progress: bool
+    ) -> None:
+        """Compute what has no current row, and write it as it comes."""
+        self.run.remove_leftovers()
+        tasks = self.tasks(quantities)
+        total = sum(len(task.steps) for task in tasks)
+        writer = _Writer(self.run, {"run": self.run.name, "method": self.run.method})
+        hidden = not progress or total == 0
+        bar = tqdm(total=total, desc=f"Analysing {self.run.name}", unit="matrix", disable=hidden)
+        try:
+            for drift, spectrum in compute(tasks, quantities, BaseCache(), workers, scheduler):
+                writer.add(drift, spectrum)
+                bar.update()
+        finally:
+            bar.close()
+            writer.flush()
+        steps = {0, *(c.step for c in self.checkpoints)}
+        self.run.drift.compact(steps)
+        self.run.spectrum.compact(steps)
+
+
+def _jobs(
+    paths: Path | str | Sequence[Path | str],
+    base: Path | str | None,
+    modules: Sequence[str] | None,
+    out: Path | str | None,
+) -> Iterator[_Job]:
     given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    solving = _Solving(values_only, workers, scheduler, progress)
     runs_of = {path: _recorded_runs(path) for path in given}
     recorded = [run for path in given for run in runs_of[path]]
     if recorded and base is None:
@@ -106,14 +201,11 @@ def analyze(
         if out is not None and len(recorded) > 1:
             raise ValueError("out takes one run; leave it out and each run keeps its own rows.")
         for source in recorded:
-            snapshots = find_snapshots(source.snapshots_path)
-            w_0: Checkpoint = Snapshot(source.snapshots_path / BASE_FILE, "base")
             target = source if out is None else Run(out)
-            if target.path != source.path:
-                found = sorted({m.module for m in w_0.matrices})
-                _describe(target, snapshots, w_0, modules or found)
-            _bring_up_to_date(target, snapshots, w_0, modules, solving)
-        return read_runs(recorded if out is None else [Run(out)], "drift")
+            snapshots = find_snapshots(source.snapshots_path)
+            w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
+            yield _Job(target, snapshots, w_0, modules, recorded=target.path == source.path)
+        return
     checkpoints = [c for p in given for c in find_checkpoints(p)]
     refuse_shared_steps(checkpoints)
     run = Run(out if out is not None else Path("runs") / given[0].resolve().name)
@@ -122,48 +214,8 @@ def analyze(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
-    modules = modules or DEFAULT_MODULES
-    w_0 = open_model(_resolve_base(base, checkpoints))
-    _describe(run, checkpoints, w_0, modules)
-    _bring_up_to_date(run, checkpoints, w_0, modules, solving)
-    return run.read_drift()
-
-
-@dataclass(frozen=True)
-class _Solving:
-    """How the work is done: see `analyze`."""
-
-    values_only: bool
-    workers: int
-    scheduler: str | None
-    progress: bool
-
-
-def _bring_up_to_date(
-    run: Run,
-    checkpoints: Sequence[Checkpoint],
-    base: Checkpoint,
-    modules: Sequence[str] | None,
-    solving: _Solving,
-) -> None:
-    mode = VALUES_ONLY if solving.values_only else WITH_VECTORS
-    with run.lock("analysis"):
-        run.remove_leftovers()
-        tasks = plan_tasks(base, checkpoints, modules, run.drift.read(["source"]), mode)
-        total = sum(len(task.steps) for task in tasks)
-        writer = _Writer(run, {"run": run.name, "method": run.method})
-        shown = solving.progress and total > 0
-        bar = tqdm(total=total, desc=f"Analysing {run.name}", unit="matrix", disable=not shown)
-        try:
-            for drift, spectrum in _compute(tasks, solving):
-                writer.add(drift, spectrum)
-                bar.update()
-        finally:
-            bar.close()
-            writer.flush()
-        steps = {0, *(c.step for c in checkpoints)}
-        run.drift.compact(steps)
-        run.spectrum.compact(steps)
+    folder = _resolve_base(base, checkpoints)
+    yield _Job(run, checkpoints, open_model(folder), modules or DEFAULT_MODULES, recorded=False)
 
 
 class _Writer:
@@ -188,67 +240,6 @@ class _Writer:
         self._run.drift.append(self._drift)
         self._spectrum, self._drift = [], []
         self._written = time.monotonic()
-
-
-def _compute(tasks: list[Task], solving: _Solving) -> Iterator[tuple[Row, Row]]:
-    values_only, workers, scheduler = solving.values_only, solving.workers, solving.scheduler
-    if scheduler is None and (workers == 1 or len(tasks) < 2):
-        for task in tasks:
-            yield from _solve(task, values_only)
-        return
-    workers = min(joblib.effective_n_jobs(workers), len(tasks))
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    backend: dict[str, Any] = {"backend": "loky", "inner_max_num_threads": threads}
-    cluster: AbstractContextManager[Any] = nullcontext()
-    if scheduler is not None:
-        backend, cluster, workers = {"backend": "dask"}, _connect(scheduler), -1
-    with cluster, joblib.parallel_config(**backend):
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
-        for rows in parallel(joblib.delayed(_solve_all)(t, values_only, threads) for t in tasks):
-            yield from rows
-
-
-def _solve_all(task: Task, values_only: bool, threads: int) -> list[tuple[Row, Row]]:
-    torch.set_num_threads(threads)
-    return list(_solve(task, values_only))
-
-
-def _solve(task: Task, values_only: bool) -> Iterator[tuple[Row, Row]]:
-    w_0 = task.base.read(task.matrix).dense
-    if w_0 is None:
-        raise ValueError(f"{task.base.path} is an adapter, not a base model. Give its base.")
-    base: BaseMatrix | None = None
-    try:
-        base = BaseMatrix(w_0, values_only)
-    except _UNDECOMPOSABLE as error:
-        logger.warning("%s, %s: %s", task.base.path, task.matrix.name, error)
-    for stale in task.steps:
-        keys = {
-            "step": stale.checkpoint.step,
-            "layer": stale.matrix.layer,
-            "module": stale.matrix.module,
-            "source": stale.source,
-        }
-        drift: Row = unreadable_row(stale.matrix.shape)
-        spectrum: Row = {}
-        if base is not None:
-            weight = stale.checkpoint.read(stale.matrix)
-            try:
-                drift, spectrum = base.drift(weight)
-            except _UNDECOMPOSABLE as error:
-                logger.warning("%s, %s: %s", stale.checkpoint.path, stale.matrix.name, error)
-        yield drift | keys | {"dtype": stale.matrix.dtype}, spectrum and spectrum | keys
-
-
-def _connect(scheduler: str) -> AbstractContextManager[Any]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "A scheduler needs Dask, which is not installed. Install Spectra with its extra "
-            '"cluster": pip install ".[cluster]" in a clone.'
-        ) from error
-    return Client(scheduler)
 
 
 def _recorded_runs(path: Path) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
@@ -10,13 +11,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from checkpoints_index import Checkpoint, Matrix, matches
+from spectra.analysis.rows import Quantities
 
 # Enters every row's source: rows of an engine that computed something else are made anew.
-ENGINE = "2"
-
-
-WITH_VECTORS = "vectors"
-VALUES_ONLY = "values-only"
+ENGINE = "3"
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,14 @@ class StaleStep:
         Which one.
     source : str
         Digest that the new row will carry.
+    is_base : bool
+        Whether the base itself stands for this step: nothing to decompose.
     """
 
     checkpoint: Checkpoint
     matrix: Matrix
     source: str
+    is_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def plan_tasks(
     checkpoints: Sequence[Checkpoint],
     modules: Sequence[str] | None,
     current: pd.DataFrame,
-    mode: str,
+    quantities: Quantities,
 ) -> list[Task]:
     """Return what is stale, matrix by matrix.
 
@@ -88,8 +89,8 @@ def plan_tasks(
         Names or globs of modules; all matrices of the checkpoints by default.
     current : DataFrame
         The drift rows there are, with their `source`.
-    mode : str
-        What is computed, `WITH_VECTORS` or `VALUES_ONLY`; part of a row's source.
+    quantities : Quantities
+        What is computed, and how; part of a row's source.
 
     Raises
     ------
@@ -121,11 +122,13 @@ def plan_tasks(
                     "trained from with --base."
                 )
             key = (checkpoint.step, matrix.layer, matrix.module)
-            source = _source(checkpoint, base, mode)
+            source = _source(checkpoint, base, quantities)
             # Rows with vectors hold the values too: asking for less recomputes nothing.
-            enough = {source, _source(checkpoint, base, WITH_VECTORS)}
+            more = dataclasses.replace(quantities, vectors=True)
+            enough = {source, _source(checkpoint, base, more)}
             if not any((*key, s) in done for s in enough):
-                stale = StaleStep(checkpoint, matrix, source)
+                is_base = isinstance(checkpoint, _AsStepZero)
+                stale = StaleStep(checkpoint, matrix, source, is_base)
                 by_name.setdefault(matrix.name, []).append(stale)
     order = sorted(by_name, key=lambda name: (bases[name].layer, bases[name].module))
     return [
@@ -179,6 +182,8 @@ class _AsStepZero:
         self.read = base.read
 
 
-def _source(checkpoint: Checkpoint, base: Checkpoint, mode: str) -> str:
-    text = "|".join((ENGINE, mode, checkpoint.fingerprint, base.fingerprint))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _source(checkpoint: Checkpoint, base: Checkpoint, quantities: Quantities) -> str:
+    mode = "vectors" if quantities.vectors else "values-only"
+    precision = quantities.precision or "stored"
+    parts = (ENGINE, mode, quantities.solver, precision, checkpoint.fingerprint, base.fingerprint)
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

@@ -95,13 +95,13 @@ class PartTable:
             otherwise, are dropped.
         """
         parts = self.parts()
+        if len(parts) <= 1 and set(self.read(["step"])["step"]) <= set(steps):
+            return
         frame = self.read()
-        kept = frame[frame["step"].isin(list(steps))]
-        if len(parts) > 1 or len(kept) < len(frame):
-            frame = kept
-            self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
-            for part in parts:
-                part.unlink(missing_ok=True)
+        frame = frame[frame["step"].isin(list(steps))]
+        self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
+        for part in parts:
+            part.unlink(missing_ok=True)
 
     def parts(self) -> list[Path]:
         """Return the parts' files, oldest first."""
