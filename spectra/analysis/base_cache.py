@@ -5,24 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import stat
 import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
+from spectra.analysis.cache_entries import (
+    DAMAGE,
+    HEADER,
+    fits,
+    has_norm_of,
+    is_descending,
+    is_noise,
+    noise_entry,
+    raw_bytes,
+    read_decomposition,
+    read_noise,
+    read_values,
+    write_tensors,
+)
 from spectra.linalg import SOLVER_VERSION, Decomposition
 from spectra.store.files import remove_leftovers, whole_file
 
@@ -34,28 +44,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_GIB = 32.0
 """Bound on the folder's size; a 4096×4096 base takes a quarter of a GiB."""
 
-# What a safetensors header of ours, or a JSON entry, takes at most; both take under 600 bytes.
-_HEADER = 2048
 # Unfinished files this old belong to a process that was killed.
 _LEFTOVER_SECONDS = 3600.0
 
-# Accepted error of what is read, by a probe with one random vector, in units of the residual that
-# was measured when it was made. That was a mean over four such probes; the square of the ratio of
-# the two has an F(1, 4) distribution at worst and passes 100² with a probability of 6e-8.
-_RESIDUALS = 100.0
-# A residual can be 0 by luck (1×1, or a diagonal matrix). Foreign vectors are wrong by 1.
-_SMALLEST_TOLERANCE = 1e-10
-# The solvers' vectors are orthonormal to 1e-5 or better; what is worse is not worth keeping.
-_LARGEST_TOLERANCE = 1e-3
-# Of Σσ² and ‖W_0‖²_F, relatively: solvers keep 1e-12, another matrix's values none.
-_NORM_TOLERANCE = 1e-9
-_ROWS = 64
-
 _ENTRY = re.compile(r"([0-9a-f]{64})\.(\d+)x(\d+)\.(svd|values|noise-\w+)\.(safetensors|json)")
 _LOCK = ".lock"
-
-# What reading something that is no entry of ours raises.
-_DAMAGE = (SafetensorError, ValueError, KeyError, RecursionError)
 
 _told: set[str] = set()
 
@@ -142,7 +135,7 @@ class BaseCache:
         """
         kind = f"{SOLVER_VERSION}|{str(w_0.dtype).removeprefix('torch.')}|{tuple(w_0.shape)}|"
         digest = hashlib.sha256(kind.encode())
-        digest.update(_bytes(w_0.detach().cpu().contiguous()))
+        digest.update(raw_bytes(w_0.detach().cpu().contiguous()))
         return digest.hexdigest()
 
     def decomposition(self, w_0: Tensor, compute: Callable[[], Decomposition]) -> Decomposition:
@@ -175,16 +168,16 @@ class BaseCache:
 
         def write(path: Path, made: Decomposition) -> None:
             tensors = {"u": made.u, "s": made.s, "vh": made.vh}
-            _write_tensors(path, key, tensors, made.solver, made.residual)
+            write_tensors(path, key, tensors, made.solver, made.residual)
 
         return self._kept_or_made(
             self._path(key, w_0, "svd"),
-            read=lambda path: _read_decomposition(path, key, w_0),
+            read=lambda path: read_decomposition(path, key, w_0),
             compute=settled,
             write=write,
             size=lambda made: 8 * (made.u.numel() + made.s.numel() + made.vh.numel()),
             # What would not be believed when it is read need not be written.
-            worthy=lambda made: _is_descending(made.s) and _fits(made, w_0),
+            worthy=lambda made: is_descending(made.s) and fits(made, w_0),
         )
 
     def values(self, w_0: Tensor, compute: Callable[[], Tensor]) -> Tensor:
@@ -205,16 +198,16 @@ class BaseCache:
         if not self._keeps(w_0):
             return compute()
         key = self.key(w_0)
-        whole = self._read(self._path(key, w_0, "svd"), lambda path: _read_values(path, key, w_0))
+        whole = self._read(self._path(key, w_0, "svd"), lambda path: read_values(path, key, w_0))
         if whole is not None:
             return whole
         return self._kept_or_made(
             self._path(key, w_0, "values"),
-            read=lambda path: _read_values(path, key, w_0),
+            read=lambda path: read_values(path, key, w_0),
             compute=compute,
-            write=lambda path, s: _write_tensors(path, key, {"s": s.contiguous()}),
+            write=lambda path, s: write_tensors(path, key, {"s": s.contiguous()}),
             size=lambda s: 8 * s.numel(),
-            worthy=lambda s: _is_descending(s) and _has_norm_of(s, w_0),
+            worthy=lambda s: is_descending(s) and has_norm_of(s, w_0),
         )
 
     def noise(
@@ -257,11 +250,11 @@ class BaseCache:
         key = self.key(w_0)
 
         def read(path: Path) -> tuple[float, float | None] | None:
-            kept = _read_noise(path, key, precision)
+            kept = read_noise(path, key, precision)
             return None if vectors and kept[1] is None else kept
 
         def write(path: Path, noise: tuple[float, float | None]) -> None:
-            content = _noise_entry(key, precision, *noise)
+            content = noise_entry(key, precision, *noise)
             path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
         return self._kept_or_made(
@@ -270,7 +263,7 @@ class BaseCache:
             compute=compute,
             write=write,
             size=lambda _: 0,
-            worthy=_is_noise,
+            worthy=is_noise,
         )
 
     def holds(self, w_0: Tensor, vectors: bool = True) -> bool:
@@ -302,8 +295,8 @@ class BaseCache:
         key = self.key(w_0)
         try:
             path = self._path(key, w_0, f"noise-{precision}", "json")
-            kept = _read_noise(path, key, precision)
-        except (OSError, *_DAMAGE):
+            kept = read_noise(path, key, precision)
+        except (OSError, *DAMAGE):
             return False
         return kept[1] is not None or not vectors
 
@@ -411,7 +404,7 @@ class BaseCache:
             found = read(path)
         except OSError:
             return None  # not there, or not for us
-        except _DAMAGE as error:
+        except DAMAGE as error:
             _tell(str(path), "%s is damaged (%s); it is computed again.", path, error)
             with suppress(OSError):
                 path.unlink()
@@ -421,7 +414,7 @@ class BaseCache:
         return found
 
     def _store(self, path: Path, size: int, write: Callable[[Path], None]) -> None:
-        if size + _HEADER > self.max_bytes:
+        if size + HEADER > self.max_bytes:
             _tell(
                 "oversized",
                 "A base of %.3g GiB is not kept: the cache is limited to %.3g GiB. Raise "
@@ -521,138 +514,6 @@ def _take(path: Path, wait: bool) -> IO[str] | None:
         except BaseException:
             file.close()
             raise
-
-
-# Entries of tensors.
-
-
-def _write_tensors(
-    path: Path, key: str, tensors: Mapping[str, Tensor], solver: str = "", residual: float = 0.0
-) -> None:
-    about = {"solver": solver, "residual": repr(residual)}
-    sums = {f"crc_{name}": _checksum(key, about, name, t) for name, t in tensors.items()}
-    save_file(dict(tensors), path, metadata=about | sums)
-
-
-def _read_tensors(
-    path: Path, key: str, shapes: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of these names and shapes, as they were written, and what is said about them."""
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
-        sums = {name: about.pop(f"crc_{name}", "") for name in ("u", "s", "vh")}
-        tensors = {}
-        for name, shape in shapes.items():
-            header = file.get_slice(name)
-            if header.get_dtype() != "F64" or header.get_shape() != list(shape):
-                raise ValueError(f"its {name} is not float64 of shape {tuple(shape)}")
-            tensors[name] = file.get_tensor(name)
-    for name, tensor in tensors.items():
-        if sums[name] != _checksum(key, about, name, tensor):
-            raise ValueError(f"its {name} is not what was written")
-    if "s" in tensors and not _is_descending(tensors["s"]):
-        raise ValueError("its values are not singular values")
-    return tensors, about
-
-
-def _checksum(key: str, about: Mapping[str, str], name: str, tensor: Tensor) -> str:
-    # 0.04 s for the 268 MB of a 4096×4096 base, where sha256 takes 0.14 s; it need only see
-    # damage, as whether it is the right base is seen by the probes.
-    described = json.dumps([key, name, sorted(about.items())])
-    return f"{zlib.crc32(_bytes(tensor), zlib.crc32(described.encode())):08x}"
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.flatten().view(torch.uint8).numpy().data
-
-
-def _read_decomposition(path: Path, key: str, w_0: Tensor) -> Decomposition:
-    m, n = w_0.shape
-    k = min(m, n)
-    tensors, about = _read_tensors(path, key, {"u": (m, k), "s": (k,), "vh": (k, n)})
-    found = Decomposition(**tensors, solver=about["solver"], residual=float(about["residual"]))
-    if not _fits(found, w_0):
-        raise ValueError("it is of another matrix")
-    return found
-
-
-def _read_values(path: Path, key: str, w_0: Tensor) -> Tensor:
-    s = _read_tensors(path, key, {"s": (min(w_0.shape),)})[0]["s"]
-    if not _has_norm_of(s, w_0):
-        raise ValueError("it is of another matrix")
-    return s
-
-
-def _is_descending(s: Tensor) -> bool:
-    ordered = torch.isfinite(s).all() and (s >= 0).all() and (s.diff() <= 0).all()
-    return s.dtype == torch.float64 and bool(ordered)
-
-
-def _fits(found: Decomposition, w_0: Tensor) -> bool:
-    """Whether U diag(S) Vᵀ is W_0 and U and V are orthonormal, by one probe of each.
-
-    Tells another matrix's decomposition, and any damage that is above the solver's own error.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x, z = (
-        torch.randn(size, generator=generator, dtype=torch.float64)
-        for size in (w_0.shape[1], len(found.s))
-    )
-    image = torch.cat([rows @ x for rows in _in_pieces(w_0)])
-    norm = math.sqrt(_square_norm(w_0))
-    back = image - found.u @ (found.s * (found.vh @ x))
-    errors = (
-        back / norm if norm > 0 else back,
-        found.u.T @ (found.u @ z) - z,
-        found.vh @ (found.vh.T @ z) - z,
-    )
-    expected = _RESIDUALS * found.residual
-    tolerance = min(max(expected, _SMALLEST_TOLERANCE), _LARGEST_TOLERANCE)
-    # NaN is not below anything.
-    return all(torch.linalg.vector_norm(error).item() <= tolerance for error in errors)
-
-
-def _has_norm_of(s: Tensor, w_0: Tensor) -> bool:
-    """Whether Σσ² = ‖W_0‖²_F."""
-    square = _square_norm(w_0)
-    return abs(s.square().sum().item() - square) <= _NORM_TOLERANCE * square
-
-
-def _square_norm(w_0: Tensor) -> float:
-    return sum(rows.square().sum().item() for rows in _in_pieces(w_0))
-
-
-def _in_pieces(w_0: Tensor) -> Iterator[Tensor]:
-    """W_0 in float64, some rows at a time: a whole copy costs more than what is done with it."""
-    for rows in w_0.detach().cpu().split(_ROWS):
-        yield rows.double()
-
-
-# Entries of noise.
-
-
-def _noise_entry(
-    key: str, precision: str, sigma_noise: float, d_noise: float | None
-) -> dict[str, Any]:
-    content = {"key": key, "precision": precision, "sigma_noise": sigma_noise, "d_noise": d_noise}
-    return content | {"crc": f"{zlib.crc32(json.dumps(content).encode()):08x}"}
-
-
-def _read_noise(path: Path, key: str, precision: str) -> tuple[float, float | None]:
-    with path.open("rb") as file:
-        content: Any = json.loads(file.read(_HEADER))
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
-    noise: tuple[Any, Any] = content.get("sigma_noise"), content.get("d_noise")
-    if not _is_noise(noise) or content != _noise_entry(key, precision, *noise):
-        raise ValueError("it is not what was written")
-    return noise
-
-
-def _is_noise(noise: tuple[Any, Any]) -> bool:
-    sigma, d = noise
-    numbers = [sigma] if d is None else [sigma, d]
-    return all(isinstance(number, float) and math.isfinite(number) for number in numbers)
 
 
 def _tell(once: str, message: str, *arguments: object) -> None:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spectra.analysis import base_cache
+from spectra.analysis import base_cache, cache_entries
 from spectra.analysis.base_cache import BaseCache
 from spectra.linalg import Decomposition, decompose
 from spectra.store.files import TEMPORARY_PREFIX
@@ -327,7 +327,7 @@ def foreign(path: Path, name: str, tensors: dict[str, Tensor], about: dict[str, 
         raise AssertionError(name)
     # With checksums of its own: someone wrote it with this program's means.
     about = {name: about[name] for name in ("solver", "residual")}
-    sums = {f"crc_{n}": base_cache._checksum(key, about, n, t) for n, t in tensors.items()}
+    sums = {f"crc_{n}": cache_entries.checksum(key, about, n, t) for n, t in tensors.items()}
     save_file(tensors, path, metadata=about | sums)
 
 
@@ -466,7 +466,8 @@ def test_a_full_disk_costs_one_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(base_cache, name, failing)
+    owner = cache_entries if name == "save_file" else base_cache
+    monkeypatch.setattr(owner, name, failing)
     for seed in range(2):
         ask_for_everything(cache, seed)
     assert len(caplog.records) == 1 and "No space left" in caplog.text
@@ -620,7 +621,7 @@ def test_an_entry_that_vanishes_before_it_is_opened_is_made_again(
         path.unlink(missing_ok=True)
         return safe_open(*arguments, **options)
 
-    monkeypatch.setattr(base_cache, "safe_open", evicted)
+    monkeypatch.setattr(cache_entries, "safe_open", evicted)
     assert_same(cache.decomposition(W_0, solver.decompose), expected)
     assert solver.calls == 2
 

@@ -20,6 +20,7 @@ from spectra.analysis.cost import estimate_cost
 from spectra.analysis.plan import StaleStep, Task
 from spectra.analysis.rows import Quantities
 from spectra.analysis.schedule import choose_workers, compute
+from spectra.linalg import Decomposition
 from spectra.store import Run
 from tests.helpers import gaussian, low_rank_factors, plain, shake, tiny_llama, tiny_model_folder
 
@@ -181,7 +182,12 @@ def test_a_second_run_on_the_same_base_decomposes_no_base(
     monkeypatch.setenv("SPECTRA_CACHE", str(tmp_path / "cache"))
     made = []
     real = rows_module.decompose
-    monkeypatch.setattr(rows_module, "decompose", lambda w: made.append(1) or real(w))
+
+    def counting(w: Tensor) -> Decomposition:
+        made.append(1)
+        return real(w)
+
+    monkeypatch.setattr(rows_module, "decompose", counting)
     for number in (1, 2):
         model = plain(tiny_llama())
         recorder = spectra.Recorder(tmp_path / f"run-{number}", every=1)
@@ -240,7 +246,7 @@ def test_an_interrupted_analysis_keeps_its_rows(
     base = tiny_model_folder(tmp_path / "base")
     trained = tiny_model_folder(tmp_path / "trained" / "checkpoint-5", seed=1)
     real = rows_module.BaseMatrix.drift
-    done = []
+    done: list[int] = []
 
     def stopping(self, *arguments):
         if len(done) == 3:
