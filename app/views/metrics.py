@@ -34,7 +34,7 @@ with st.sidebar:
     overlay = choose_flag(
         "overlay", "Runs over one another", "A panel a module and a line a run, with its range."
     )
-    log = choose_flag("log", "Logarithmic axis", "For values above 0.")
+    log = choose_flag("log", "Logarithmic axis", "Values of 0 lie below it.")
 if not modules:
     st.info("Choose at least one module in the sidebar.")
     st.stop()

@@ -92,7 +92,9 @@ def trajectory(
     -----
     The mean is taken for every module by itself: q_proj and v_proj move differently, and their
     common mean is a path that neither took. The caption gives the ΔD of unrelated bases
-    (`unrelated_level`). The figure describes drift; it does not rank runs.
+    (`unrelated_level`). A grey box reaches to what rounding for storage alone would give (the
+    median over the layers of the noisiest module), or a strip where only one of ΔΣ and ΔD has
+    such a floor. The figure describes drift; it does not rank runs.
 
     References
     ----------
@@ -145,13 +147,17 @@ def curves(
     ------
     ValueError
         If there is nothing to draw, a column is missing, two runs share a name, or `log` is
-        asked for values that are not positive.
+        asked for a column without a value above 0.
 
     Notes
     -----
     The thick line is the mean over the layers of one module, and the median on a logarithmic
-    axis, where one ill-conditioned layer would carry the mean. Infinite values are left out and
-    counted in the caption.
+    axis, where one ill-conditioned layer would carry the mean. Infinite values are left out, and
+    values of 0 lie below a logarithmic axis; the caption counts both.
+
+    Where rows have a noise floor of ΔΣ or ΔD (`sigma_noise`, `d_noise`), it is drawn as a grey
+    band from the bottom of the axis: the median over the layers of the noisiest module, and of
+    the noisiest run where several share a panel; the caption then names each run's.
     """
     describe = describe_run_curves if overlay else describe_layer_curves
     description = describe(

@@ -41,26 +41,49 @@ LABELS = {
     "ortho_v": Label("‖V_pᵀV_p − I‖", "Frobenius", "How far V_p is from orthonormal; 0 is exact."),
     "matched_d": Label(
         "matched ΔD",
-        "best partners",
-        "ΔD between best-matching vectors, so that crossing singular values do not count.",
+        "0 = base",
+        "ΔD over best-matching vectors: those that swapped places do not count; 0 is the base.",
     ),
     "subspace_d": Label(
         "subspace drift",
-        "leading vectors",
-        "Drift of the leading singular subspace, from its principal angles.",
+        "16 leading",
+        "Turn of the leading subspaces, mean 1 − cos of their angles; 0 is the base.",
     ),
-    "intruders": Label("intruders", "count", "Leading vectors that match none of the base's."),
+    "intruders": Label(
+        "intruder dimensions",
+        "k = 10, ε = 0.5",
+        "Of the 10 leading left vectors, those within cosine 0.5 of none of the base's.",
+    ),
     "stable_rank": Label("stable rank", "‖W‖_F²/‖W‖₂²", "How many directions carry the weight."),
     "effective_rank": Label(
         "effective rank", "exp of entropy", "How evenly the singular values are spread."
     ),
-    "frobenius_drift": Label("‖W_t − W_0‖/‖W_0‖", "Frobenius", "Relative size of the update."),
-    "spectral_drift": Label("‖W_t − W_0‖₂/‖W_0‖₂", "spectral", "Relative size of the update."),
-    "sigma_noise": Label(
-        "ΔΣ noise", "unit of the weights", "ΔΣ that rounding for storage alone would give."
+    "frobenius_drift": Label(
+        "‖W_t − W_0‖/‖W_0‖", "Frobenius", "Size of the whole update, relative to the base."
     ),
-    "d_noise": Label("ΔD noise", "0 = base", "ΔD that rounding for storage alone would give."),
-    "residual": Label("residual", "relative", "Measured error of the decompositions."),
+    "spectral_drift": Label(
+        "‖W_t − W_0‖₂/‖W_0‖₂",
+        "spectral",
+        "Size of the update in its strongest direction, relative to the base.",
+    ),
+    "ill_determined": Label(
+        "ill-determined",
+        "share of σᵢ",
+        "Singular values closer than 1e−5 σ_max to another: what their vectors do is arbitrary.",
+    ),
+    "sigma_noise": Label(
+        "ΔΣ noise floor",
+        "unit of the weights",
+        "ΔΣ that rounding for storage alone would give; ΔΣ below it means nothing.",
+    ),
+    "d_noise": Label(
+        "ΔD noise floor",
+        "0 = base",
+        "ΔD that rounding for storage alone would give; ΔD below it means nothing.",
+    ),
+    "residual": Label(
+        "residual", "relative", "Largest measured error of the decompositions behind the numbers."
+    ),
     "loss": Label("training loss", "nats per token", "Loss of the step on its own batch."),
     "grad_norm": Label("gradient norm", "before clipping", "Norm of the task's gradient."),
     "lr": Label("learning rate", "", "Learning rate of the step."),

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from spectra.figures import style
 from spectra.figures.labels import label_of
+from spectra.figures.noise import NoiseBand
 from spectra.figures.selection import clean
 from spectra.figures.step_curves import Curve, LayerCurves, RunCurves
 from spectra.figures.trajectories import Limits, Trajectory, TrajectoryPanel
@@ -35,7 +36,9 @@ _DASHES: dict[str, Any] = {
 }
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "x": "X"}
 _GREY = "#888888"
+_NOISE: dict[str, Any] = {"facecolor": _GREY, "alpha": 0.22, "lw": 0, "zorder": 0.4}
 _TITLE_CHARACTERS_PER_INCH = 13
+_SIDE_CHARACTERS_PER_INCH = 16
 _CAPTION_CHARACTERS_PER_INCH = 17.5
 _CAPTION_LINE_INCHES = 0.125
 _LEGEND_LINE_INCHES = 0.17
@@ -113,8 +116,9 @@ def draw_layer_curves(description: LayerCurves, dark: bool = False) -> Figure:
                     axes.fill_between(curve.steps, curve.low, curve.high, color=colour, alpha=0.06)
                 _thick(axes, curve, colour, _DASHES[style.dash(index)], 2.0)
             _value_axis(axes, description.limits, description.log)
+            _draw_noise(axes, panel.noise, description.limits)
             _title(axes, panel.title, columns)
-            _outer_labels(axes, i, count, "step", description.label.axis)
+            _outer_labels(axes, i, count, "step", _side_label(description.label.axis, height))
         _colour_bar(figure, grid, anchors, tuple(range(*_inclusive(description.layers))), "layer")
         handles = [
             Line2D([], [], color=style.module_colour(i), ls=_DASHES[style.dash(i)], lw=2.0,
@@ -145,9 +149,10 @@ def draw_run_curves(description: RunCurves, dark: bool = False) -> Figure:
                     axes.plot(curve.steps, curve.raw, color=colour, lw=0.5, alpha=0.3)
                 _thick(axes, curve, colour, _DASHES[style.dash(index)], 1.4, rim=False)
             _value_axis(axes, panel.limits, panel.log)
+            _draw_noise(axes, panel.noise, panel.limits)
             _title(axes, panel.title, columns)
             axes.set_xlabel("step")
-            axes.set_ylabel(panel.axis)
+            axes.set_ylabel(_side_label(panel.axis, height))
         handles = [
             Line2D([], [], color=style.run_colour(i), ls=_DASHES[style.dash(i)], lw=1.4,
                    label=clean(run))
@@ -170,9 +175,13 @@ def _draw_panel(
     _linear_ticks(axes.xaxis, limits.x, 5)
     _linear_ticks(axes.yaxis, limits.y, 5)
     if panel.noise:
-        axes.add_patch(
-            Rectangle((0, 0), *panel.noise, facecolor=_GREY, alpha=0.22, lw=0, zorder=0.5)
-        )
+        across, up = panel.noise
+        if across and up:
+            axes.add_patch(Rectangle((0, 0), across, up, **_NOISE))
+        elif across:
+            axes.axvspan(0, across, **_NOISE)
+        else:
+            axes.axhspan(0, up, **_NOISE)
     for level in panel.unrelated:
         if limits.y[0] < level <= limits.y[1]:
             axes.axhline(level, color=_GREY, ls=_DASHES["dot"], lw=0.9, zorder=0.8)
@@ -294,6 +303,23 @@ def _thick(
     )  # fmt: skip
 
 
+def _draw_noise(axes: Axes, noise: NoiseBand | None, limits: tuple[float, float]) -> None:
+    if noise is None:
+        return
+    axes.axhspan(limits[0], min(noise.level, limits[1]), **_NOISE)
+    # The shading of the layers may be grey too; an edge tells the two apart.
+    if noise.place != "top":
+        axes.axhline(noise.level, color=_GREY, lw=0.6, zorder=0.6)
+    below_edge = noise.place != "over"
+    axes.annotate(
+        noise.label,
+        (0.01 if noise.side == "left" else 0.99, min(noise.level, limits[1])),
+        xycoords=axes.get_yaxis_transform(), xytext=(0, -1.5 if below_edge else 1.5),
+        textcoords="offset points", ha=noise.side, va="top" if below_edge else "bottom",
+        fontsize=style.SMALL_FONT_SIZE - 0.5, color="#444444", zorder=6, annotation_clip=False,
+    ).set_in_layout(False)  # fmt: skip
+
+
 def _value_axis(axes: Axes, limits: tuple[float, float], log: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y", color="#e4e4e4", lw=0.5)
@@ -327,6 +353,15 @@ def _outer_labels(
         axes.set_ylabel(y)
     if hide_ticks:
         axes.tick_params(labelbottom=at_bottom, labelleft=at_left)
+
+
+def _side_label(text: str, panel_height: float) -> str:
+    """Break the name of a vertical axis before its unit where it would outgrow the panel."""
+    # Half an inch is the panel's title and the labels of its other axis.
+    if len(text) <= (panel_height - 0.5) * _SIDE_CHARACTERS_PER_INCH:
+        return text
+    symbol, bracket, unit = text.rpartition(" (")
+    return f"{symbol}\n({unit}" if bracket else text
 
 
 def _title(axes: Axes, title: str, columns: int) -> None:

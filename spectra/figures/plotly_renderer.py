@@ -13,11 +13,15 @@ from plotly.subplots import make_subplots
 
 from spectra.figures import style
 from spectra.figures.labels import Label, label_of
+from spectra.figures.noise import NoiseBand
 from spectra.figures.selection import clean
 from spectra.figures.step_curves import Curve, LayerCurves, RunCurves
 from spectra.figures.trajectories import Limits, Trajectory, TrajectoryPanel
 
 _GREY = "#888888"
+_NOISE: dict[str, Any] = {
+    "type": "rect", "fillcolor": _GREY, "opacity": 0.22, "line_width": 0, "layer": "below",
+}  # fmt: skip
 _CAPTION_CHARACTERS = 150
 _TOP, _BOTTOM = 76, 64
 _CAPTION_LINE_PIXELS = 17
@@ -84,6 +88,7 @@ def draw_layer_curves(description: LayerCurves, dark: bool = False) -> go.Figure
             )  # fmt: skip
             seen.add(module)
         _value_axis(figure, y, description.limits, description.log)
+        _draw_noise(figure, panel.noise, (x, y), description.limits, description.log, dark)
         if i:
             figure.layout[f"xaxis{i + 1}"].matches = "x"
             figure.layout[f"yaxis{i + 1}"].matches = "y"
@@ -118,6 +123,7 @@ def draw_run_curves(description: RunCurves, dark: bool = False) -> go.Figure:
             )  # fmt: skip
             seen.add(index)
         _value_axis(figure, y, panel.limits, panel.log)
+        _draw_noise(figure, panel.noise, (x, y), panel.limits, panel.log, dark)
         _axis(figure, y).title = {"text": _text(panel.axis, whole=True)}
         _axis(figure, x).title = {"text": "step"}
         if i:
@@ -139,9 +145,11 @@ def _draw_panel(
     _axis(figure, x).range = limits.x
     _axis(figure, y).range = limits.y
     if panel.noise:
+        across, up = panel.noise
+        # A strip reaches over the whole panel, however far it is zoomed.
         figure.add_shape(
-            type="rect", x0=0, y0=0, x1=panel.noise[0], y1=panel.noise[1], xref=x, yref=y,
-            fillcolor=_GREY, opacity=0.22, line_width=0, layer="below",
+            x0=0, x1=across or 1, xref=x if across else f"{x} domain",
+            y0=0, y1=up or 1, yref=y if up else f"{y} domain", **_NOISE,
         )  # fmt: skip
     for level in panel.unrelated:
         if limits.y[0] < level <= limits.y[1]:
@@ -341,6 +349,37 @@ def _band(
         xaxis=names[0], yaxis=names[1], mode="lines", line={"width": 0}, fill="toself",
         fillcolor=f"rgba({red},{green},{blue},{opacity})", legendgroup=group, showlegend=False,
         hoverinfo="skip",
+    )  # fmt: skip
+
+
+def _draw_noise(
+    figure: go.Figure,
+    noise: NoiseBand | None,
+    names: tuple[str, str],
+    limits: tuple[float, float],
+    log: bool,
+    dark: bool,
+) -> None:
+    if noise is None:
+        return
+    x, y = f"{names[0]} domain", names[1]
+    figure.add_shape(
+        x0=0, x1=1, xref=x, y0=limits[0], y1=noise.level, yref=y, **_NOISE,
+    )  # fmt: skip
+    # The shading of the layers may be grey too; an edge tells the two apart.
+    figure.add_shape(
+        type="line", x0=0, x1=1, xref=x, y0=noise.level, y1=noise.level, yref=y,
+        line={"color": _GREY, "width": 1}, layer="below",
+    )  # fmt: skip
+    # On a logarithmic axis shapes take the value, and annotations its logarithm.
+    edge = math.log10(noise.level) if log else noise.level
+    at_top = noise.place == "top"
+    figure.add_annotation(
+        text=noise.label, hovertext=noise.reading, showarrow=False, borderpad=1,
+        x=0.01 if noise.side == "left" else 0.99, xref=x, xanchor=noise.side,
+        y=1 if at_top else edge, yref=f"{y} domain" if at_top else y,
+        yanchor="bottom" if noise.place == "over" else "top",
+        font={"size": 11, "color": "#cccccc" if dark else "#444444"},
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spectra.figures.labels import Label, label_of
+from spectra.figures.noise import NoiseBand, noise_band, noise_floor, noise_sentence, reach
 from spectra.figures.selection import by_run, clean, module_order, select_rows
 
 # Beyond two decades a linear axis shows the largest curve only.
@@ -43,12 +44,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class LayerPanel:
-    """One run: `layers` holds (module, layer, curve), `centres` one (module, curve) a module."""
+    """One run: `layers` holds (module, layer, curve), `centres` one (module, curve) a module.
+
+    `noise` is its noise floor, where it has one and the axis shows it.
+    """
 
     run: str
     title: str
     layers: tuple[tuple[str, int, Curve], ...]
     centres: tuple[tuple[str, Curve], ...]
+    noise: NoiseBand | None
 
 
 @dataclass(frozen=True)
@@ -88,13 +93,17 @@ class LayerCurves:
 
 @dataclass(frozen=True)
 class RunPanel:
-    """One quantity: `curves` holds (index of the run in `RunCurves.runs`, curve)."""
+    """One quantity: `curves` holds (index of the run in `RunCurves.runs`, curve).
+
+    `noise` is the largest noise floor of its runs, where one has any and the axis shows it.
+    """
 
     title: str
     label: Label
     curves: tuple[tuple[int, Curve], ...]
     limits: tuple[float, float]
     log: bool
+    noise: NoiseBand | None = None
 
     @property
     def axis(self) -> str:
@@ -134,22 +143,27 @@ def describe_layer_curves(
 ) -> LayerCurves:
     """Turn drift rows into the description of `spectra.figures.curves`, a panel a run."""
     rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
-    limits, is_log = _value_limits(rows[column], log)
+    runs = list(by_run(rows, drift))
+    floors = [noise_floor(part, column) for _, _, part in runs]
+    limits, is_log, below = _value_limits(rows[column], log, [f.level for f in floors])
     centre = "median" if is_log else "mean"
     panels = []
-    for run, title, part in by_run(rows, drift):
+    for (run, title, part), floor in zip(runs, floors, strict=True):
         lines: list[tuple[str, int, Curve]] = []
         centres: list[tuple[str, Curve]] = []
         for module in order:
             of_module = part[part["module"] == module]
             if of_module.empty:
                 continue
+            shown = of_module[of_module[column] > 0] if is_log else of_module
             lines += [
                 (module, int(str(layer)), _curve(line["step"], line[column]))
-                for layer, line in of_module.groupby("layer", sort=True)
+                for layer, line in shown.groupby("layer", sort=True)
             ]
-            centres.append((module, _centre(of_module, column, centre)))
-        panels.append(LayerPanel(run, title, tuple(lines), tuple(centres)))
+            centres.append((module, _centre(of_module, column, centre, limits)))
+        drawn = [(c.steps, c.values) for _, _, c in lines]
+        noise = noise_band(column, [floor], limits, is_log, drawn)
+        panels.append(LayerPanel(run, title, tuple(lines), tuple(centres), noise))
     return LayerCurves(
         label=label_of(column),
         panels=tuple(panels),
@@ -159,7 +173,18 @@ def describe_layer_curves(
         log=is_log,
         centre=centre,
         band=band,
-        caption=_join(label_of(column).reading, f"Thick: {centre} over the layers.", dropped),
+        caption=_join(
+            label_of(column).reading,
+            f"Thick: {centre} over the layers.",
+            noise_sentence(
+                column,
+                [[f] for f in floors],
+                [(p.title, f) for p, f in zip(panels, floors, strict=True)],
+                limits,
+            ),
+            below,
+            dropped,
+        ),
     )
 
 
@@ -175,21 +200,42 @@ def describe_run_curves(
 ) -> RunCurves:
     """Turn drift rows into the description of `spectra.figures.curves` with ``overlay=True``."""
     rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
-    limits, is_log = _value_limits(rows[column], log)
-    centre = "median" if is_log else "mean"
     runs = list(by_run(rows, drift))
+    parts = [
+        [
+            (i, p)
+            for i, (_, _, part) in enumerate(runs)
+            if not (p := part[part["module"] == m]).empty
+        ]
+        for m in order
+    ]
+    floors = [[noise_floor(part, column) for _, part in of_module] for of_module in parts]
+    limits, is_log, below = _value_limits(
+        rows[column], log, [f.level for of_module in floors for f in of_module]
+    )
+    centre = "median" if is_log else "mean"
     panels = []
-    for module in order:
-        parts = [(i, part[part["module"] == module]) for i, (_, _, part) in enumerate(runs)]
-        curves = tuple((i, _centre(p, column, centre)) for i, p in parts if not p.empty)
-        panels.append(RunPanel(clean(module), label_of(column), curves, limits, is_log))
+    for module, of_module, floors_here in zip(order, parts, floors, strict=True):
+        curves = tuple((i, _centre(part, column, centre, limits)) for i, part in of_module)
+        drawn = [(c.steps, c.values) for _, c in curves]
+        noise = noise_band(column, floors_here, limits, is_log, drawn)
+        panels.append(RunPanel(clean(module), label_of(column), curves, limits, is_log, noise))
     shading = " Shaded: smallest to largest layer." if band else ""
     return RunCurves(
         panels=tuple(panels),
         runs=tuple(title for _, title, _ in runs),
         band=band,
         caption=_join(
-            label_of(column).reading, f"Lines: {centre} over the layers.{shading}", dropped
+            label_of(column).reading,
+            f"Lines: {centre} over the layers.{shading}",
+            noise_sentence(
+                column,
+                floors,
+                [(title, noise_floor(part, column)) for _, title, part in runs],
+                limits,
+            ),
+            below,
+            dropped,
         ),
     )
 
@@ -228,15 +274,17 @@ def describe_training(
     runs = list(by_run(rows[finite.any(axis=1)], rows))
     longest = max(part["step"].nunique() for _, _, part in runs)
     window = smooth or (1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2))
-    panels = []
+    panels, notes = [], []
     for column in filled:
         values = rows[column].to_numpy(dtype=float)
-        limits, is_log = _value_limits(
+        limits, is_log, below = _value_limits(
             rows.loc[np.isfinite(values), column], False if log is None else log
         )
+        notes.append(f"{label_of(column).symbol}: {below}" if below else "")
         curves = []
         for i, (_, _, part) in enumerate(runs):
             part = part[np.isfinite(part[column].to_numpy(dtype=float))]
+            part = part[part[column] > 0] if is_log else part
             if not part.empty:
                 curves.append((i, _smoothed(_curve(part["step"], part[column]), window)))
         label = label_of(column)
@@ -251,6 +299,7 @@ def describe_training(
         caption=_join(
             f"Strong: mean of {window} recorded steps; faint: every one." if window > 1 else "",
             f"Not recorded: {', '.join(empty)}." if empty else "",
+            *notes,
             f"{infinite} infinite values are left out." if infinite else "",
         ),
     )
@@ -280,31 +329,52 @@ def _finite_rows(
     return rows, module_order(rows, modules), note
 
 
-def _value_limits(values: pd.Series, log: bool | None) -> tuple[tuple[float, float], bool]:
-    """Limits of an axis that shows all `values`, and whether it is logarithmic."""
-    low, high = float(values.min()), float(values.max())
-    can_log = low > 0
-    if log and not can_log:
+def _value_limits(
+    values: pd.Series, log: bool | None, floors: Sequence[float] = ()
+) -> tuple[tuple[float, float], bool, str]:
+    """Limits of an axis for `values` and noise `floors`, whether it is logarithmic, and a note.
+
+    The note counts the values that a logarithmic axis cannot show.
+    """
+    positive = values[values > 0]
+    if log and positive.empty:
         raise ValueError(
-            f"A logarithmic axis needs values above 0, but the smallest is {low:g}. Use log=False."
+            f"A logarithmic axis needs values above 0, but {values.name} has none. Use log=False."
         )
     if log is None:
-        log = can_log and values.name in _RATIOS and high / low > _LOG_FROM_RATIO
-    is_log = can_log and log
-    if is_log:
+        log = (
+            values.name in _RATIOS
+            and not positive.empty
+            and float(positive.max() / positive.min()) > _LOG_FROM_RATIO
+        )
+    if log:
+        low, high = float(positive.min()), float(positive.max())
         margin = max((high / low) ** 0.04, 1.02)
-        return (low / margin, high * margin), True
+        hidden = len(values) - len(positive)
+        # An adapter that has not moved has ΔΣ = 0: as far below this axis as can be.
+        what = "0" if values.min() == 0 else "0 or less"
+        note = f"Below the axis: {hidden} values of {what}." if hidden else ""
+        return reach((low / margin, high * margin), floors, log=True), True, note
+    low, high = float(values.min()), float(values.max())
+    if low == high == 0:
+        high = max((f for f in floors if f > 0), default=0.0)
     # Zero means "as the base": it belongs on the axis unless the values stay far from it.
     if low >= 0 and low < 0.5 * high:
-        return (-0.02 * high, 1.05 * high), False
+        return reach((-0.02 * high, 1.05 * high), floors), False, ""
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return (low - margin, high + margin), False
+    return reach((low - margin, high + margin), floors), False, ""
 
 
-def _centre(rows: pd.DataFrame, column: str, centre: str) -> Curve:
+def _centre(rows: pd.DataFrame, column: str, centre: str, limits: tuple[float, float]) -> Curve:
     steps = rows.groupby("step", sort=True)[column]
-    middle = steps.median() if centre == "median" else steps.mean()
-    return _curve(pd.Series(middle.index), middle, steps.min(), steps.max())
+    if centre == "mean":
+        return _curve(pd.Series(steps.mean().index), steps.mean(), steps.min(), steps.max())
+    # The median stands for all layers, those at 0 too; where it is 0 the axis cannot show it, and
+    # a band from 0 starts at the bottom.
+    middle = steps.median()
+    shown = middle[middle > 0].index
+    low = steps.min().clip(lower=limits[0])
+    return _curve(pd.Series(shown), middle[shown], low[shown], steps.max()[shown])
 
 
 def _curve(

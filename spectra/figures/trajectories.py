@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spectra.figures.noise import box_sentence, noise_floor, reach
 from spectra.figures.selection import by_run, clean, module_order, select_rows
 from spectra.figures.style import lettering
 
@@ -69,7 +70,9 @@ class TrajectoryPanel:
     means : tuple of MeanPath
         One a module.
     noise : (float, float) or None
-        Median ΔΣ and ΔD that rounding for storage alone would give.
+        ΔΣ and ΔD that rounding for storage alone would give, each the median over the layers
+        of the noisier module; 0.0 where there is none in that direction or it is not known, and
+        the other is then a strip across the panel.
     unrelated : tuple of float
         ΔD of unrelated bases, one a shape of matrix, ascending.
     limits : Limits
@@ -162,13 +165,14 @@ def describe_trajectory(
     rows = select_rows(drift, ["delta_sigma", "delta_d"], modules, layers, steps)
     order = module_order(rows, modules)
     parts = list(by_run(rows, drift))
-    own = [_limits(part) for _, _, part in parts]
+    noises = [_noise(part) for _, _, part in parts]
+    own = [_limits(part, noise) for (_, _, part), noise in zip(parts, noises, strict=True)]
     common = Limits(
         (min(o.x[0] for o in own), max(o.x[1] for o in own)),
         (min(o.y[0] for o in own), max(o.y[1] for o in own)),
     )
     panels = []
-    for (run, title, part), limits in zip(parts, own, strict=True):
+    for (run, title, part), noise, limits in zip(parts, noises, own, strict=True):
         small = limits.x[1] < _INSET_BELOW * common.x[1] and limits.y[1] < (
             _INSET_BELOW * common.y[1]
         )
@@ -178,7 +182,7 @@ def describe_trajectory(
                 title=title,
                 paths=tuple(_layer_paths(part, order)),
                 means=tuple(_mean_paths(part, order)),
-                noise=_noise(part),
+                noise=noise,
                 unrelated=_unrelated(part),
                 limits=common if axes == "shared" else limits,
                 inset=limits if axes == "shared" and small else None,
@@ -189,7 +193,7 @@ def describe_trajectory(
         modules=tuple(order),
         steps=tuple(int(s) for s in np.unique(rows["step"])),
         shared=axes == "shared",
-        caption=_caption(panels, order),
+        caption=_caption(panels, order, [_modules_differ(part) for _, _, part in parts]),
     )
 
 
@@ -227,21 +231,34 @@ def _mean_paths(part: pd.DataFrame, order: tuple[str, ...]) -> Iterable[MeanPath
         )
 
 
-def _limits(part: pd.DataFrame) -> Limits:
+def _limits(part: pd.DataFrame, noise: tuple[float, float] | None) -> Limits:
     # Room for half a number beyond the outermost points, and for the origin's dot.
-    def padded(high: float) -> tuple[float, float]:
-        high = high if high > 0 else 1e-12
-        return (-0.045 * high, 1.07 * high)
+    def padded(high: float, floor: float) -> tuple[float, float]:
+        high = high if high > 0 else floor or 1e-12
+        return reach((-0.045 * high, 1.07 * high), [floor])
 
-    return Limits(padded(float(part["delta_sigma"].max())), padded(float(part["delta_d"].max())))
+    across, up = noise or (0.0, 0.0)
+    return Limits(
+        padded(float(part["delta_sigma"].max()), across), padded(float(part["delta_d"].max()), up)
+    )
 
 
 def _noise(part: pd.DataFrame) -> tuple[float, float] | None:
-    if not {"sigma_noise", "d_noise"} <= set(part.columns):
-        return None
-    sigma = float(pd.to_numeric(part["sigma_noise"]).median())
-    turn = float(pd.to_numeric(part["d_noise"]).median())
-    return (sigma, turn) if math.isfinite(sigma) and math.isfinite(turn) else None
+    across, up = (noise_floor(part, column).level for column in ("delta_sigma", "delta_d"))
+    noise = (across if across > 0 else 0.0, up if up > 0 else 0.0)
+    return noise if any(noise) else None
+
+
+def _modules_differ(part: pd.DataFrame) -> bool:
+    return any(noise_floor(part, column).mixed for column in ("delta_sigma", "delta_d"))
+
+
+def _all_inside(panel: TrajectoryPanel) -> bool:
+    """Whether a box or strip is drawn and no point lies outside."""
+    if panel.noise is None:
+        return False
+    across, up = (floor or math.inf for floor in panel.noise)
+    return all(max(p.delta_sigma) <= across and max(p.delta_d) <= up for p in panel.paths)
 
 
 def _unrelated(part: pd.DataFrame) -> tuple[float, ...]:
@@ -256,7 +273,7 @@ def _unrelated(part: pd.DataFrame) -> tuple[float, ...]:
     return tuple(sorted(levels))
 
 
-def _caption(panels: list[TrajectoryPanel], order: tuple[str, ...]) -> str:
+def _caption(panels: list[TrajectoryPanel], order: tuple[str, ...], mixed: list[bool]) -> str:
     if len(order) > 1:
         fonts = ", ".join(f"{clean(m)} {lettering(i)[2]}" for i, m in enumerate(order))
         sentences = [f"Numbers are layers ({fonts})."]
@@ -268,8 +285,9 @@ def _caption(panels: list[TrajectoryPanel], order: tuple[str, ...]) -> str:
         drawn = any(lv <= p.limits.y[1] for p in panels for lv in p.unrelated)
         where = "the dotted line" if drawn else "above these axes"
         sentences.append(f"Unrelated bases would have ΔD ≈ {span} ({where}).")
-    if any(panel.noise for panel in panels):
-        sentences.append("Grey box: what rounding for storage alone gives.")
+    floors = [(p.title, p.noise, m) for p, m in zip(panels, mixed, strict=True) if p.noise]
+    if floors:
+        sentences.append(box_sentence(floors, [p.title for p in panels if _all_inside(p)]))
     if any(panel.inset for panel in panels):
         sentences.append("Insets enlarge the range near the origin.")
     return " ".join(sentences)

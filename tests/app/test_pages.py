@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from spectra import cli
-from spectra.store import Run
+from spectra import cli, figures
+from spectra.store import DRIFT_QUANTITIES, Run
 from tests.figures.rows import drift_rows, training_rows
 
 APP = Path(__file__).parents[2] / "app"
@@ -183,6 +183,33 @@ def test_a_metric_is_chosen_by_the_link(tmp_path):
     assert test.selectbox(key="choice-column").value == "ortho_u"
     assert test.toggle(key="choice-overlay").value is True
     assert "--column ortho_u" in said(test)
+
+
+def test_metrics_offers_every_quantity_that_has_a_value(tmp_path):
+    run = write_run(tmp_path, "a", analysed=False)
+    rows = drift_rows("a", steps=(5,), layers=2)
+    filled = dict.fromkeys(DRIFT_QUANTITIES, 0.5) | {"kappa_p": None}
+    run.drift.append(records(rows.assign(**filled)))
+
+    test = open_page(tmp_path, "metrics")
+
+    assert not test.exception
+    assert test.selectbox(key="choice-column").options == [
+        figures.label_of(c).axis for c in DRIFT_QUANTITIES if c != "kappa_p"
+    ]
+
+
+def test_a_logarithmic_metric_with_zeros_is_drawn(tmp_path):
+    run = write_run(tmp_path, "a", analysed=False)
+    rows = drift_rows("a", steps=(0, 1, 10), noise=True)
+    rows.loc[rows["step"] == 0, "delta_sigma"] = 0.0
+    run.drift.append(records(rows))
+
+    test = open_page(tmp_path, "metrics", column="delta_sigma", log="on")
+
+    assert not test.exception
+    assert drawn(test)[0]["layout"]["yaxis"]["type"] == "log"
+    assert "noise floor" in titles(drawn(test)[0])
 
 
 @pytest.mark.parametrize("page", PAGES)

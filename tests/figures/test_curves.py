@@ -14,6 +14,15 @@ def test_every_quantity_of_the_schema_has_a_label():
     assert set(figures.LABELS) == {*DRIFT_QUANTITIES, *TRAINING_QUANTITIES}
 
 
+def test_every_label_says_how_to_read_the_quantity():
+    assert all(label.symbol and label.reading for label in figures.LABELS.values())
+    assert len({label.axis for label in figures.LABELS.values()}) == len(figures.LABELS)
+
+
+def test_intruder_dimensions_are_named_with_their_k_and_epsilon():
+    assert figures.label_of("intruders").axis == "intruder dimensions (k = 10, ε = 0.5)"
+
+
 def test_a_panel_a_run_and_a_line_a_layer():
     rows = four_methods(layers=3)
 

@@ -5,6 +5,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -24,7 +25,17 @@ FIGURES = {
     "trajectory, five runs": partial(
         figures.trajectory, pd.concat([drift_rows(r, "lora", layers=2) for r in "abcde"])
     ),
+    "trajectory, noise of one axis": partial(figures.trajectory, ROWS.assign(d_noise=0.0)),
+    "trajectory, noise of the other": partial(figures.trajectory, ROWS.assign(sigma_noise=np.nan)),
     "curves": partial(figures.curves, ROWS, "delta_d"),
+    "curves, noise above": partial(figures.curves, ROWS.assign(d_noise=9.0), "delta_d"),
+    "curves, zeros below": partial(
+        figures.curves,
+        ROWS.assign(delta_sigma=ROWS["delta_sigma"].where(ROWS["step"] > 10, 0.0)),
+        "delta_sigma",
+        overlay=True,
+        log=True,
+    ),
     "curves, logarithmic": partial(figures.curves, ROWS, "kappa"),
     "curves, overlaid": partial(figures.curves, ROWS, "kappa", overlay=True),
     "curves, one point": partial(
@@ -55,7 +66,9 @@ def test_it_draws(name, suffix, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("name", ["trajectory", "curves, logarithmic", "training"])
+@pytest.mark.parametrize(
+    "name", ["trajectory", "curves", "curves, logarithmic", "curves, zeros below", "training"]
+)
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_same_rows_give_the_same_bytes(name, suffix):
     backend = figures.backend_for(f"x{suffix}")
@@ -93,7 +106,9 @@ def test_svg_text_stays_text():
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_are_data(name, suffix):
-    rows = drift_rows(name, name, layers=2, modules=(name, "q_proj"))
+    # Two noise floors: the caption names the runs.
+    noisy = drift_rows(name, name, layers=2, modules=(name, "q_proj"), noise=True)
+    rows = pd.concat([noisy, drift_rows("b", "b", layers=2, modules=(name, "q_proj"))])
     logged = training_rows(name, name, steps=5)
     backend = figures.backend_for(f"x{suffix}")
 

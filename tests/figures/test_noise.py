@@ -1,0 +1,271 @@
+"""The noise floor in every figure of ΔΣ and ΔD, tested on the descriptions."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spectra.figures import describe_layer_curves, describe_run_curves, describe_trajectory
+from spectra.figures.noise import NoiseBand
+from spectra.figures.step_curves import LayerPanel, RunPanel
+from tests.figures.rows import drift_rows, four_methods
+
+FLOORED = {
+    "delta_sigma": 1.5e-4,
+    "delta_d": 6e-3,
+    "delta_u": 6e-3,
+    "delta_v": 6e-3,
+    "matched_d": 6e-3,
+}
+"""What `drift_rows` gives as the floor of every column that has one."""
+DESCRIBE: list[Any] = [describe_layer_curves, describe_run_curves]
+
+
+def with_floors(rows, sigma_noise, d_noise):
+    return rows.assign(sigma_noise=sigma_noise, d_noise=d_noise)
+
+
+def band(panel: LayerPanel | RunPanel) -> NoiseBand:
+    assert panel.noise is not None
+    return panel.noise
+
+
+def two_runs(first, second):
+    """Rows of runs a (lora) and b (partial-ft), with these floors of ΔΣ."""
+    return pd.concat(
+        [
+            with_floors(drift_rows("a", "lora"), first, 0.0),
+            with_floors(drift_rows("b", "partial-ft"), second, 0.0),
+        ]
+    )
+
+
+@pytest.mark.parametrize("floors", [(0.0, 0.0), (np.nan, np.nan), (0.0, np.nan)])
+def test_no_floor_or_an_unknown_one_draws_nothing_and_is_not_mentioned(floors):
+    rows = with_floors(drift_rows(), *floors)
+
+    trajectory = describe_trajectory(rows)
+    curves = [d(rows, c) for d in DESCRIBE for c in ("delta_sigma", "delta_d")]
+
+    assert trajectory.panels[0].noise is None
+    assert all(panel.noise is None for c in curves for panel in c.panels)
+    for caption in (trajectory.caption, *(c.caption for c in curves)):
+        assert "noise" not in caption
+        assert "Grey" not in caption
+
+
+def test_a_floor_of_one_axis_alone_is_a_strip():
+    across = describe_trajectory(with_floors(drift_rows(), 1.5e-4, 0.0))
+    up = describe_trajectory(with_floors(drift_rows(), np.nan, 6e-3))
+
+    assert across.panels[0].noise == (1.5e-4, 0.0)
+    assert up.panels[0].noise == (0.0, 6e-3)
+    assert "Grey strip: noise floor (ΔΣ 1.5e−4)," in across.caption
+    assert "Grey strip: noise floor (ΔD 0.006)," in up.caption
+
+
+def test_floor_is_the_median_over_layers_of_the_noisiest_module():
+    rows = drift_rows(layers=3, noise=True)
+    # A layer of its own kind does not carry the median; a module of its own kind is not averaged.
+    rows["sigma_noise"] = np.where(rows["module"] == "q_proj", 1e-4, 3e-4)
+    rows.loc[rows["layer"] == 2, "sigma_noise"] = 1.0
+
+    trajectory = describe_trajectory(rows)
+    curves = describe_layer_curves(rows, "delta_sigma")
+
+    assert trajectory.panels[0].noise == (3e-4, 6e-3)
+    assert band(curves.panels[0]).level == 3e-4
+    assert "the noisiest module's" in trajectory.caption
+    assert "the noisiest module's" in curves.caption
+
+
+def test_a_trajectory_that_never_leaves_the_noise_is_said_to():
+    rows = pd.concat([drift_rows("a", "lora"), drift_rows("b", "sorsa", reach=0.01)])
+
+    description = describe_trajectory(with_floors(rows, 3e-4, 0.02))
+
+    assert "All of sorsa lies within it." in description.caption
+
+
+@pytest.mark.parametrize("describe", DESCRIBE)
+@pytest.mark.parametrize("column", FLOORED)
+def test_curves_of_drift_have_a_band_up_to_the_floor(describe, column):
+    rows = drift_rows(noise=True)
+    rows[column] = rows["delta_sigma" if column == "delta_sigma" else "delta_d"]
+
+    description = describe(rows, column)
+
+    for panel in description.panels:
+        assert band(panel).level == FLOORED[column]
+        assert band(panel).label == "noise floor"
+    assert "Grey: noise floor" in description.caption
+
+
+@pytest.mark.parametrize("describe", DESCRIBE)
+@pytest.mark.parametrize("column", ["kappa", "sigma_max", "sigma_noise", "d_noise"])
+def test_other_curves_have_no_band(describe, column):
+    assert all(p.noise is None for p in describe(drift_rows(noise=True), column).panels)
+
+
+def test_the_floor_of_delta_d_under_another_column_is_called_that():
+    rows = drift_rows(noise=True)
+    rows["matched_d"] = rows["delta_d"]
+
+    assert "Grey: noise floor of ΔD (0.006)" in describe_layer_curves(rows, "matched_d").caption
+
+
+def test_a_band_does_not_move_the_axis_that_shows_it():
+    with_noise, without = (drift_rows(steps=(1, 10, 40), noise=n) for n in (True, False))
+
+    for describe, log in ((d, log) for d in DESCRIBE for log in (False, True)):
+        noisy, plain = (describe(r, "delta_sigma", log=log) for r in (with_noise, without))
+        assert [c.panels[0].noise is None for c in (noisy, plain)] == [False, True]
+        limits = [getattr(c, "limits", None) or c.panels[0].limits for c in (noisy, plain)]
+        assert limits[0] == limits[1]
+
+
+def test_overlaid_runs_show_the_largest_floor_and_the_caption_names_each():
+    rows = pd.concat(
+        [two_runs(1.5e-4, 3e-4), with_floors(drift_rows("c", "sorsa"), np.nan, np.nan)]
+    )
+
+    description = describe_run_curves(rows, "delta_sigma")
+
+    assert [band(p).level for p in description.panels] == [3e-4, 3e-4]
+    assert band(description.panels[0]).label == "largest noise floor"
+    assert "the largest of the runs" in band(description.panels[0]).reading
+    assert (
+        "It is the largest of the runs': 3e−4 (partial-ft), 1.5e−4 (lora), unknown (sorsa)."
+    ) in description.caption
+
+
+def test_an_adapter_over_a_full_checkpoint_is_said_to_have_no_floor():
+    description = describe_run_curves(two_runs(0.0, 3e-4), "delta_sigma")
+
+    assert "3e−4 (partial-ft), 0 (lora)." in description.caption
+
+
+def test_overlaid_runs_of_one_floor_are_not_listed():
+    description = describe_run_curves(two_runs(3e-4, 3e-4), "delta_sigma")
+
+    assert "the largest" not in description.caption
+    assert "the largest" not in band(description.panels[0]).reading
+
+
+def test_every_run_with_a_panel_of_its_own_has_its_own_floor():
+    description = describe_layer_curves(two_runs(0.0, 3e-4), "delta_sigma")
+
+    assert [p.noise and p.noise.level for p in description.panels] == [None, 3e-4]
+    assert "the largest" not in description.caption
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_axis_is_stretched_to_a_floor_just_above_the_data(log):
+    rows = drift_rows()
+    floor = 1.2 * rows["delta_sigma"].max()
+
+    description = describe_layer_curves(with_floors(rows, floor, 0.0), "delta_sigma", log=log)
+
+    assert floor < description.limits[1] < 1.1 * floor
+    assert band(description.panels[0]).place == "inside"
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_floor_far_above_the_data_is_said_and_does_not_crush_them(log):
+    rows = drift_rows()
+    plain = describe_layer_curves(rows, "delta_sigma", log=log)
+
+    far = describe_layer_curves(with_floors(rows, 7.0, 0.0), "delta_sigma", log=log)
+
+    assert far.limits == plain.limits
+    assert band(far.panels[0]).level == 7.0
+    assert band(far.panels[0]).place == "top"
+    assert band(far.panels[0]).label == "all below noise floor 7"
+
+
+def test_a_floor_below_a_logarithmic_axis_is_said_and_not_drawn():
+    rows = with_floors(drift_rows(), 1e-12, 0.0)
+
+    description = describe_layer_curves(rows, "delta_sigma", log=True)
+
+    assert description.panels[0].noise is None
+    assert "The noise floor (1e−12) lies below the axis." in description.caption
+
+
+def test_nothing_but_noise_is_drawn_on_an_axis_that_shows_the_floor():
+    rows = drift_rows(noise=True).assign(delta_sigma=0.0, delta_d=0.0)
+
+    trajectory = describe_trajectory(rows)
+    curves = describe_layer_curves(rows, "delta_sigma")
+
+    assert trajectory.panels[0].limits.x[1] == pytest.approx(1.07 * 1.5e-4)
+    assert curves.limits == pytest.approx((-0.02 * 1.5e-4, 1.05 * 1.5e-4))
+
+
+@pytest.mark.parametrize(
+    ("height", "expected"),
+    [
+        # The band's height is 0.12 of the panel, its label's 0.08: with a level curve …
+        (0.08, ("over", "right")),  # … through the band
+        (0.17, ("inside", "right")),  # … just above it
+        (0.4, ("inside", "right")),  # … far away
+    ],
+)
+def test_the_label_stands_where_no_curve_runs(height, expected):
+    # One layer stays at `height` of the axis, another reaches its top, so that it has limits.
+    rows = drift_rows(layers=2, modules=("q_proj",), steps=(10, 20, 40))
+    at = np.where(rows["layer"] == 0, height, 1.0)
+    rows["delta_sigma"] = -0.02 + 1.07 * at
+    floor = -0.02 + 1.07 * 0.12
+
+    noise = band(describe_layer_curves(with_floors(rows, floor, 0.0), "delta_sigma").panels[0])
+
+    assert (noise.place, noise.side) == expected
+
+
+def test_the_label_changes_sides_where_curves_end_in_the_noise():
+    rows = drift_rows(layers=1, modules=("q_proj",), steps=tuple(range(10, 110, 10)))
+    rows["delta_sigma"] = np.linspace(1.0, 0.1, 10)
+
+    noise = band(describe_layer_curves(with_floors(rows, 0.2, 0.0), "delta_sigma").panels[0])
+
+    assert noise.side == "left"
+
+
+@pytest.mark.parametrize("describe", DESCRIBE)
+def test_zeros_lie_below_a_logarithmic_axis_and_are_counted(describe):
+    rows = drift_rows(layers=3, steps=(0, 10, 20), noise=True)
+    rows.loc[rows["step"] == 0, "delta_sigma"] = 0.0
+    positive = rows.loc[rows["step"] > 0, "delta_sigma"]
+
+    description = describe(rows, "delta_sigma", log=True)
+
+    assert "Below the axis: 6 values of 0." in description.caption
+    for panel in description.panels:
+        curves = [c for *_, c in getattr(panel, "layers", ())]
+        curves += [c for _, c in (panel.centres if curves else panel.curves)]
+        for curve in curves:
+            assert curve.steps == (10, 20)
+            assert min(*curve.values, *curve.low) >= positive.min() > 0
+            assert all(map(math.isfinite, (*curve.values, *curve.low, *curve.high)))
+
+
+def test_the_median_on_a_logarithmic_axis_counts_the_layers_at_zero():
+    rows = drift_rows(layers=3, modules=("q_proj",), steps=(10,))
+    rows["delta_sigma"] = [0.0, 1.0, 2.0]
+
+    ((_, centre),) = describe_layer_curves(rows, "delta_sigma", log=True).panels[0].centres
+
+    assert centre.values == (1.0,)
+
+
+def test_exact_rows_do_not_keep_residuals_from_a_logarithmic_axis():
+    rows = four_methods(layers=2)
+    rows["residual"] = np.where(rows["step"] == 50, 0.0, 10.0 ** -(8 + 4 * rows["layer"]))
+
+    description = describe_layer_curves(rows, "residual")
+
+    assert description.log
+    assert "Below the axis: 16 values of 0." in description.caption
