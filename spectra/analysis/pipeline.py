@@ -87,7 +87,7 @@ def analyze(
     ValueError
         If base, modules and checkpoints do not fit together, or an option is unknown.
     RuntimeError
-        If another process is analysing the same run, or workers are lost again and again.
+        If another process is analysing the same run, or matrices take down every worker.
     """
     quantities = _quantities(values_only, solver, precision)
     runs = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ _UNDECOMPOSABLE = (ValueError, torch.linalg.LinAlgError)
 _CHUNK_SECONDS = 10.0
 # Below this, starting processes (2 to 4 s each) costs more than they save.
 _WORTH_WORKERS = 20.0
-# So often in a row may workers be lost without a single matrix finished in between.
-_MOST_LOSSES = 3
+# joblib hands out so many jobs a worker at a time.
+_DISPATCHED = 2
+# A chunk that was lost with its worker is tried so often again, with nothing beside it.
+_ATTEMPTS = 2
 # Of the memory that is free, workers get this share.
 _MEMORY_SHARE = 0.8
 # How much better a division of the cores must be in a sample before it is taken.
@@ -71,7 +73,7 @@ def compute(
     Raises
     ------
     RuntimeError
-        If workers are lost again and again on the same matrices.
+        At the end, if some matrices take down every worker that they are given to.
     """
     if scheduler is not None:
         with _connect(scheduler), joblib.parallel_config(backend="dask"):
@@ -122,27 +124,50 @@ def _in_parallel(
     chunks = [list(enumerate(_chunks(task, quantities))) for task in tasks]
     rounds = sorted((n, i) for i, parts in enumerate(chunks) for n, _ in parts)
     left = dict(enumerate(chunks[i][n][1] for n, i in rounds))
-    losses = 0
+    hopeless = 0
     while left:
-        jobs = (
-            joblib.delayed(_solve_chunk)(number, task, quantities, cache, workers.threads)
-            for number, task in list(left.items())
-        )
+        jobs = _jobs(left, quantities, cache, workers.threads)
         parallel = joblib.Parallel(n_jobs=workers.processes, return_as="generator_unordered")
         try:
             for number, rows in parallel(jobs):
                 del left[number]
-                losses = 0
                 yield from rows
-        except TerminatedWorkerError as error:
-            losses += 1
-            if losses >= _MOST_LOSSES:
-                raise RuntimeError(
-                    f"Workers were lost {losses} times in a row, most likely for want of memory; "
-                    f"the rows of {len(left)} groups of matrices are missing. Run the same command "
-                    "with fewer --workers; what is done is kept."
-                ) from error
+        except TerminatedWorkerError:
             logger.warning("A worker was lost; its matrices are computed again.")
+            # Whatever it was at is among these: one by one, only the culprit can be lost again.
+            for number in list(left)[: _DISPATCHED * workers.processes]:
+                found = _alone({number: left.pop(number)}, quantities, cache, workers.threads)
+                if found is None:
+                    hopeless += 1
+                else:
+                    yield from found
+    if hopeless:
+        raise RuntimeError(
+            f"{hopeless} groups of matrices took down every worker, most likely for want of "
+            "memory; their rows are missing, all others are there. Run the same command with "
+            "--workers 1."
+        )
+
+
+def _jobs(
+    chunks: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
+) -> Iterator[Any]:
+    for number, task in list(chunks.items()):
+        yield joblib.delayed(_solve_chunk)(number, task, quantities, cache, threads)
+
+
+def _alone(
+    chunk: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
+) -> list[Rows] | None:
+    """Rows of one chunk, computed while nothing else is; None if that takes workers down too."""
+    for _ in range(_ATTEMPTS):
+        try:
+            # With one job joblib would stay in this process.
+            found = joblib.Parallel(n_jobs=2)(_jobs(chunk, quantities, cache, threads))
+            return [rows for _, part in found for rows in part]
+        except TerminatedWorkerError:
+            continue
+    return None
 
 
 def _chunks(task: Task, quantities: Quantities) -> list[Task]:

@@ -23,8 +23,9 @@ _EPS = torch.finfo(torch.float64).eps
 
 # Singular values of the update below this share of σ_max change nothing that float64 can hold.
 _NEGLIGIBLE_UPDATE = _EPS / 4
-# So does a pole's part in the update: it is deflated, its singular pair stays the base's.
-_NEGLIGIBLE_PART = _EPS / 8
+# So does a pole's part in the update: it is deflated, its singular pair stays the base's. What
+# is exactly 0 for an update within the span of some base vectors comes out as about ε.
+_NEGLIGIBLE_PART = 4 * _EPS
 # Poles closer than this share of σ_max (or to 0) have no vectors of their own to start from.
 _SMALLEST_GAP = 1e-14
 # Certificate. A vector is wrong by about its residual over the distance to the nearest other

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_index import TrainedFactors, Weight
-from spectra.analysis.rows import BaseMatrix
+from spectra.analysis.rows import BaseMatrix, Quantities
 from tests.helpers import gaussian, low_rank_factors, matrix_with_spectrum, orthonormal
 
 
@@ -88,7 +88,9 @@ def test_factors_and_formed_weights_give_the_same_row() -> None:
     base = BaseMatrix(w_0)
     from_factors, _ = base.drift(Weight(update=(b, a)))
     from_weights, _ = base.drift(Weight(dense=w_0 + b @ a))
-    assert from_factors == from_weights
+    assert from_factors.keys() == from_weights.keys()
+    for name in from_factors.keys() - {"solver", "residual"}:
+        assert from_factors[name] == pytest.approx(from_weights[name], abs=1e-9), name
 
 
 def test_factor_columns_follow_their_closed_forms() -> None:
@@ -106,7 +108,7 @@ def test_factor_columns_follow_their_closed_forms() -> None:
 def test_values_only_gives_the_same_values_and_no_vectors() -> None:
     w_0, w_t = gaussian(20, 30), gaussian(20, 30) + 0.01 * gaussian(20, 30, 3)
     full, _ = BaseMatrix(w_0).drift(Weight(dense=w_t))
-    values, spectrum = BaseMatrix(w_0, values_only=True).drift(Weight(dense=w_t))
+    values, spectrum = BaseMatrix(w_0, Quantities(vectors=False)).drift(Weight(dense=w_t))
     assert "delta_d" not in values and "overlap_u" not in spectrum
     for name in ("delta_sigma", "sigma_max", "sigma_min", "kappa"):
         assert values[name] == pytest.approx(full[name], rel=1e-10)
