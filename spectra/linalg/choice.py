@@ -86,13 +86,15 @@ def follow(
     torch.linalg.LinAlgError
         If no algorithm converges.
     """
+    _require_known(solver)
     if _takes_low_rank(base, update, solver, vectors=True):
         assert update is not None
         try:
             return LowRankUpdate(base, *update).turned()
         except (NotConverged, torch.linalg.LinAlgError) as error:
             logger.debug("A dense solver instead of the rank-structured one: %s", error)
-    return turned(base, decompose(w_t(), "svd" if solver == "svd" else "auto"))
+    dense = _fitting(w_t(), base)
+    return turned(base, decompose(dense, "svd" if solver == "svd" else "auto"))
 
 
 def follow_values(
@@ -115,20 +117,32 @@ def follow_values(
     ValueError, torch.linalg.LinAlgError
         As `follow`.
     """
+    _require_known(solver)
     if base is not None and _takes_low_rank(base, update, solver, vectors=False):
         assert update is not None
         try:
             return LowRankUpdate(base, *update).values()
         except (NotConverged, torch.linalg.LinAlgError) as error:
             logger.debug("A dense solver instead of the rank-structured one: %s", error)
-    return singular_values(w_t(), "svd" if solver == "svd" else "auto")
+    dense = w_t() if base is None else _fitting(w_t(), base)
+    return singular_values(dense, "svd" if solver == "svd" else "auto")
+
+
+def _fitting(w_t: Tensor, base: Decomposition) -> Tensor:
+    shape = (base.u.shape[0], base.vh.shape[1])
+    if tuple(w_t.shape) != shape:
+        raise ValueError(f"W_t must have its base's shape {shape}, got {tuple(w_t.shape)}.")
+    return w_t
+
+
+def _require_known(solver: str) -> None:
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
 
 
 def _takes_low_rank(
     base: Decomposition, update: Factors | None, solver: str, vectors: bool
 ) -> bool:
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     if update is None or solver in ("gram", "svd"):
         return False
     b, a = update

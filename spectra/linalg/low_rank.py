@@ -30,8 +30,9 @@ _NEGLIGIBLE_PART = 4 * _EPS
 _SMALLEST_GAP = 1e-14
 # Certificate. A vector is wrong by about its residual over the distance to the nearest other
 # singular value; a float64 SVD leaves a residual of 1e-15 to 1e-14.
-LARGEST_RESIDUAL = 1e-11
+_LARGEST_RESIDUAL = 1e-12
 _LARGEST_VECTOR_ERROR = 3e-8
+_LARGEST_MIXTURE = 1e-2
 # Rows of the base's coordinates at a time: 128 columns of 4096 are 4 MiB, which stay in cache.
 _COLUMNS = 128
 
@@ -68,7 +69,10 @@ class LowRankUpdate:
         gaps = torch.cat([base.s, base.s.new_zeros(1)]).diff().neg()
         if not (gaps > _SMALLEST_GAP * self._largest).all():
             raise NotConverged("The base has repeated or vanishing singular values.")
-        left, right = _balanced(b.double(), a.double(), _NEGLIGIBLE_UPDATE * self._largest)
+        if not 1e-100 < self._largest < 1e100:
+            raise NotConverged("The entries' squares leave the range of float64.")
+        b, a = (factor.detach().cpu().double() for factor in (b, a))
+        left, right = _balanced(b, a, _NEGLIGIBLE_UPDATE * self._largest)
         self.rank = left.shape[1]
         self._sizes = left.square().sum(0)  # singular values of the update
         self._reach = self._sizes.max().item() if self.rank else 0.0
@@ -96,10 +100,14 @@ class LowRankUpdate:
         Raises
         ------
         NotConverged
-            If a root is not found.
+            If a root is not found, or its certificate fails.
         """
-        s, _ = self._ordered()
-        return Spectrum(s, "low-rank-values", self._trace_error(s))
+        s, order = self._ordered()
+        residuals = [self._vectors(members)[2].max().item() for members in order.split(_COLUMNS)]
+        worst = max(max(residuals) / s[0].item(), self._trace_error(s))
+        if not worst <= _LARGEST_RESIDUAL:
+            raise NotConverged(f"residual {worst:.1e}")
+        return Spectrum(s, "low-rank-values", worst)
 
     def turned(self) -> Turned:
         """Singular values and vectors of W_0 + B A, the vectors in those of W_0.
@@ -175,6 +183,10 @@ class LowRankUpdate:
         # The components along the eigenvectors (e_j, ±e_j)/√2 of the base, j running down.
         from_p, from_q = self._p @ z[:, :r].T, self._q @ z[:, r:].T
         plus = (from_p + from_q) / ((poles[:, None] - poles[anchor]) - delta)
+        columns = torch.arange(len(members))
+        own = -math.sqrt(2.0) * roots.own[members]
+        along = (from_p + from_q)[anchor, columns] + own * delta
+        plus[anchor, columns] = own
         minus = (from_q - from_p) / (poles[:, None] + sigma)
         u, v = (plus + minus) / 2, (plus - minus) / 2
         # G(σ) z from the finished vectors: what is left of it is the error of the eigenvalue
@@ -183,10 +195,15 @@ class LowRankUpdate:
         left_over = torch.cat([z[:, r:], z[:, :r]], dim=1) - hidden
         left_over += torch.cat([self._p.T @ u, self._q.T @ v]).T
         left_over *= self._sizes.sqrt().repeat(2)
-        square = u.square().sum(0) + v.square().sum(0) + (hidden * z).sum(1) / sigma
-        length = (square / 2).sqrt()
-        residual = torch.linalg.vector_norm(left_over, dim=1) / length
-        return u / length, v / length, residual
+        beyond = hidden * z / sigma[:, None]
+        length_u = (u.square().sum(0) + beyond[:, :r].sum(1)).sqrt()
+        length_v = (v.square().sum(0) + beyond[:, r:].sum(1)).sqrt()
+        length = torch.maximum(length_u, length_v)
+        residual = torch.hypot(torch.linalg.vector_norm(left_over, dim=1), along) / length
+        # Both halves are equally long but for a share of −σ's vector, (u, −v), which their own
+        # lengths take out again unless σ is too close to 0 to tell the two apart.
+        mixed = (length_u - length_v).abs() > _LARGEST_MIXTURE * length
+        return u / length_u, v / length_v, torch.where(mixed, torch.inf, residual)
 
     def _trace_error(self, s: Tensor) -> float:
         """|Σ σ_i² − ‖W_t‖_F²| relative to ‖W_t‖_F²; raises NotConverged where it is no rounding."""
@@ -194,7 +211,7 @@ class LowRankUpdate:
         # Differences of neighbours first: the sum of k squares would round away small drifts.
         added = ((s - self._base.s) * (s + self._base.s)).sum().item()
         error = abs(added - self._added) / s.square().sum().item()
-        if not error <= LARGEST_RESIDUAL / k:
+        if not error <= _LARGEST_RESIDUAL / k:
             raise NotConverged(f"The squares of the roots do not add up: {error:.1e}.")
         return error
 
@@ -208,7 +225,7 @@ class LowRankUpdate:
         worst = max(residual.max().item(), trace_error)
         error = (residual / nearest).max().item()
         apart = not len(gaps) or gaps.min().item() > _SMALLEST_GAP
-        if not (apart and worst <= LARGEST_RESIDUAL and error <= _LARGEST_VECTOR_ERROR):
+        if not (apart and worst <= _LARGEST_RESIDUAL and error <= _LARGEST_VECTOR_ERROR):
             raise NotConverged(f"residual {worst:.1e}, vectors within {error:.1e}")
         return worst
 
@@ -218,6 +235,8 @@ def _balanced(b: Tensor, a: Tensor, negligible: float) -> tuple[Tensor, Tensor]:
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     x, t, yh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    if not torch.isfinite(t).all():
+        raise NotConverged("The update leaves the range of float64.")
     kept = t > negligible
     root = t[kept].sqrt()
     return q_b @ x[:, kept] * root, q_a @ yh[kept].T * root

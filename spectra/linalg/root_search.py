@@ -36,11 +36,14 @@ class Roots:
         Distance from it.
     z : Tensor of shape (k, 2r)
         Null vector of G there, of any length.
+    own : Tensor of shape (k,)
+        x_aᵀz/δ, the vector's component along its anchor, without the cancellation in x_aᵀz.
     """
 
     anchor: Tensor
     delta: Tensor
     z: Tensor
+    own: Tensor
 
 
 def find_roots(equation: SecularEquation) -> Roots:
@@ -82,13 +85,15 @@ class _Search:
         self.delta = torch.where(own, at_poles.shift / (1 + at_poles.slope), torch.nan)
         self._keep_inside(self.number)
         self.z = poles.new_zeros(k, 2 * equation.rank)
+        # Of the reduced equation's vector H⁻¹x_a it is 1 by the equation itself.
+        self.own = poles.new_ones(k)
 
     def run(self) -> Roots:
         poor = self._run_reduced()
         self._run_full(poor)
         sigma = self.equation.poles[self.anchor] + self.delta
         order = torch.argsort(sigma, stable=True)
-        return Roots(self.anchor[order], self.delta[order], self.z[order])
+        return Roots(self.anchor[order], self.delta[order], self.z[order], self.own[order])
 
     def _run_reduced(self) -> Tensor:
         """Newton's method on δ − x_aᵀH⁻¹x_a; returns the numbers of the roots left over."""
@@ -131,7 +136,7 @@ class _Search:
                 linear > 0, 2 * found.weight / (linear + root), (root - linear) / (2 * found.slope)
             )
             settled = self._move(active, new)
-            self.z[active] = found.z
+            self.z[active], self.own[active] = found.z, found.own
             active = active[~settled]
         if len(active):
             raise NotConverged(f"{len(active)} of {len(self.number)} roots were not found.")

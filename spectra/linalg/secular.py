@@ -98,6 +98,8 @@ class Full:
         (x_aᵀz)²: zᵀGz = level − weight/δ.
     z : Tensor of shape (t, 2r)
         Of unit length.
+    own : Tensor of shape (t,)
+        x_aᵀz/δ, by way of H where x_aᵀz is lost to rounding.
     """
 
     positive: Tensor
@@ -105,6 +107,7 @@ class Full:
     slope: Tensor
     weight: Tensor
     z: Tensor
+    own: Tensor
 
 
 class SecularEquation:
@@ -139,6 +142,9 @@ class SecularEquation:
         # x⁻ differs from x⁺ in the sign of the latter only.
         self._same = int((~crossed).sum())
         self._pairs = self.x[:, rows] * self.x[:, columns]  # (k, r (2r + 1))
+        self._rows, self._columns = rows, columns
+        # zᵀMz from the distinct entries of M: those off the diagonal count twice.
+        self._multiplicity = torch.where(rows == columns, 1.0, 2.0).double()
         place = torch.empty(size, size, dtype=torch.long)
         place[rows, columns] = place[columns, rows] = torch.arange(len(order))
         self._place = place.flatten()
@@ -146,6 +152,8 @@ class SecularEquation:
         # Interval i lies between edge i and edge i + 1; interval 0 below the smallest pole.
         self.edges = torch.cat([poles.new_zeros(1), poles, top.reshape(1)])
         self._groups, self._starts = self._make_groups()
+        self._centres = poles.new_tensor([group.centre for group in self._groups])
+        self._half_widths = poles.new_tensor([group.half_width for group in self._groups])
 
     def reduced(self, anchor: Tensor, delta: Tensor, interval: Tensor) -> Reduced:
         """Evaluate the equation with each anchor's own pole taken out.
@@ -187,9 +195,19 @@ class SecularEquation:
         )
         place = (2 * self.rank - 1 - wanted).clamp(0, 2 * self.rank - 1)
         z = vectors.gather(2, place[:, None, None].expand(-1, 2 * self.rank, 1))[:, :, 0]
-        weight = (x * z).sum(1).square()
-        level = (matrix @ z[:, :, None])[:, :, 0].mul(z).sum(1)
-        return Full((eigenvalues > 0).sum(1), level, self._slope(sigma, parts, z), weight, z)
+        along, image = (x * z).sum(1), (matrix @ z[:, :, None])[:, :, 0]  # x_aᵀz, Hz
+        # At a root Hz = x_a (x_aᵀz)/δ: the better way where δ is the smaller number.
+        square = x.square().sum(1)
+        through = (x * image).sum(1) / square
+        small = delta.abs() * torch.linalg.vector_norm(matrix, dim=(1, 2)) < square
+        return Full(
+            positive=(eigenvalues > 0).sum(1),
+            level=(image * z).sum(1),
+            slope=self._slope(sigma, parts, z),
+            weight=along.square(),
+            z=z,
+            own=torch.where(small, through, along / delta),
+        )
 
     def _make_groups(self) -> tuple[list[_Group], Tensor]:
         bounds = self._split()
@@ -252,6 +270,9 @@ class SecularEquation:
         matrix = delta.new_empty(len(delta), size, size)
         group_of = torch.searchsorted(self._starts, interval, right=True) - 1
         limits = torch.searchsorted(group_of, torch.arange(len(self._groups) + 1)).tolist()
+        value, derivative = _chebyshev(
+            (sigma - self._centres[group_of]) / self._half_widths[group_of]
+        )
         parts = []
         for group, start, stop in zip(self._groups, limits[:-1], limits[1:], strict=True):
             if start == stop:
@@ -259,15 +280,15 @@ class SecularEquation:
             rows = slice(start, stop)
             poles, own = self.poles[group.near], anchor[rows]
             # Differences of poles are exact to their last digit, also where δ is tiny.
-            plus = 1 / ((poles - self.poles[own, None]) - delta[rows, None])
+            plus = ((poles - self.poles[own, None]) - delta[rows, None]).reciprocal_()
             column = own - group.near.start
             inside = (column >= 0) & (column < len(poles))
             plus[torch.nonzero(inside)[:, 0], column[inside]] = 0.0
-            minus = -1 / (poles + sigma[rows, None])
-            value, derivative = _chebyshev((sigma[rows] - group.centre) / group.half_width)
-            entries = self._contract(plus, minus, group.near) + value @ group.coefficients
-            matrix[rows] = entries[:, self._place].view(-1, size, size)
-            parts.append(_Part(group, rows, plus, minus, derivative))
+            minus = (poles + sigma[rows, None]).reciprocal_().neg_()
+            entries = self._contract(plus, minus, group.near)
+            entries.addmm_(value[rows], group.coefficients)
+            matrix[rows] = entries.index_select(1, self._place).view(-1, size, size)
+            parts.append(_Part(group, rows, plus, minus, derivative[rows]))
         matrix += self._exchange
         matrix -= self.outside / sigma[:, None, None]
         return matrix, sigma, parts
@@ -277,14 +298,14 @@ class SecularEquation:
         slope = (z @ self.outside * z).sum(1) / sigma.square()
         mirrored = z.clone()
         mirrored[:, self.rank :] *= -1
+        products = z[:, self._rows] * z[:, self._columns] * self._multiplicity
         for part in parts:
             group, rows = part.group, part.rows
             x = self.x[group.near]
             slope[rows] += (z[rows] @ x.T * part.plus).square().sum(1)
             slope[rows] += (mirrored[rows] @ x.T * part.minus).square().sum(1)
             far = part.derivative @ (group.coefficients / group.half_width)
-            squares = (z[rows, :, None] * z[rows, None, :]).flatten(1)
-            slope[rows] += (far[:, self._place] * squares).sum(1)
+            slope[rows] += (far * products[rows]).sum(1)
         return slope
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 from torch import Tensor
 
 # From this order on, LAPACK's three stages called one by one (SciPy's OpenBLAS) beat torch.linalg
@@ -13,7 +13,7 @@ from torch import Tensor
 # other, waiting actively for work, made an eigh of 0.1 s take 0.2 s.
 _STAGED = 1536
 _BLOCK = 64
-# Rows of a Gram matrix made at a time; spares 47% of the products at 4096, 37% at 1024.
+# Rows of a Gram matrix made at a time, which spares 37% of the products at 1024.
 _ROWS = 256
 
 
@@ -32,7 +32,13 @@ def gram(w: Tensor) -> Tensor:
         `eigenvectors` needs.
     """
     k = len(w)
-    product = w.new_zeros((k + 1) * k).as_strided((k, k), (1, k), k)
+    storage = w.new_zeros((k + 1) * k)
+    product = storage.as_strided((k, k), (1, k), k)
+    if k >= _STAGED:
+        # Half the products of a general multiplication: 0.70 s to 0.95 s for the blocks below.
+        columns = storage[k:].numpy().reshape(k, k, order="F")
+        blas.dsyrk(1.0, w.numpy().T, trans=1, lower=1, c=columns, overwrite_c=1)
+        return product
     for first in range(0, k, _ROWS):
         last = min(first + _ROWS, k)
         product[first:last, :last] = w[first:last] @ w[:last].T
