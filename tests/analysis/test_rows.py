@@ -92,7 +92,7 @@ def test_rows_agree_with_a_plain_svd(base: str, drift: str, rank: int | None) ->
 @pytest.mark.parametrize("base", ["square", "wide", "tall", "ill conditioned"])
 def test_factors_and_formed_weights_give_the_same_row(base: str, drift: str, solver: str) -> None:
     w_0 = BASES[base]
-    b, a = low_rank_factors(*w_0.shape, 4)
+    b, a = low_rank_factors(w_0.shape[0], w_0.shape[1], 4)
     b = b * DRIFTS[drift]
     matrix = BaseMatrix(w_0, Quantities(solver=solver))
     from_factors, arrays = matrix.drift(Weight(update=(b, a)))

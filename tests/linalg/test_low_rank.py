@@ -196,7 +196,7 @@ def test_drift_far_below_rounding_keeps_its_own_digits() -> None:
     equation, roots = moved._solve()
     delta = roots.delta.flip(0)
     assert (equation.poles[roots.anchor.flip(0)] == base.s).all()
-    torch.testing.assert_close(delta, expected, rtol=1e-9, atol=1e-11 * expected.abs().max())
+    torch.testing.assert_close(delta, expected, rtol=1e-9, atol=1e-11 * expected.abs().max().item())
 
 
 # SORSA: W_t = W_0 − U S Vᵀ + U' S' V'ᵀ, an update of rank 2r whose factors nearly cancel.
