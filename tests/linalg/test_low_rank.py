@@ -515,6 +515,14 @@ def test_vectors_of_a_vanishing_value_are_right_or_refused(
     right_or_refused(base, (-q * (1 - 10.0**-digits), q.T @ (u * base.s) @ v.T))
 
 
+@pytest.mark.parametrize(("k", "seed"), [(3, 27), (3, 47), (2, 73), (5, 124), (2, 148), (5, 267)])
+def test_a_vector_that_was_lost_in_its_mirror_image_is_refused(k: int, seed: int) -> None:
+    """At σ = 0, (u, v) and (u, −v) of −σ are one eigenspace, and v may get length 0 of it."""
+    u, v = orthonormal(k, k, seed), orthonormal(k, k, seed + 1)
+    base = Decomposition(u, torch.linspace(2, 1, k).double(), v.T, "svd", 0.0)
+    right_or_refused(base, project(base, [0], seed))
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1e-100, 1e100, 1e150, 1e200, 1e300])
 def test_entries_of_any_size_are_solved_or_refused(scale: float) -> None:
     w_0 = gaussian(9, 14)
