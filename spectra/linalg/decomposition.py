@@ -102,6 +102,13 @@ class Turned:
         return self.near_v[:, self.near_v.shape[1] // 2]
 
 
+def nearest_distance(values: Tensor) -> Tensor:
+    """Distance of each of the sorted values to the nearest other one; infinite for one alone."""
+    gaps = values.diff().abs()
+    infinity = gaps.new_full((1,), torch.inf)
+    return torch.minimum(torch.cat([infinity, gaps]), torch.cat([gaps, infinity]))
+
+
 def band_width(k: int) -> int:
     """Neighbours on either side for k singular values."""
     return min(NEIGHBOURS, k - 1)

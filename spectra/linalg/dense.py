@@ -17,6 +17,7 @@ from spectra.linalg.decomposition import (
     Turned,
     band_width,
     diagonals,
+    nearest_distance,
 )
 from spectra.linalg.symmetric import eigenvectors, gram
 
@@ -277,12 +278,7 @@ def _smallest_values(wide: Tensor, count: int) -> Tensor:
 
 def _gram_vector_error(values: Tensor) -> Tensor:
     """Estimate each vector's error from the Gram matrix's eigenvalues, largest first."""
-    if len(values) == 1:
-        return torch.zeros_like(values)
-    gaps = values.diff().abs()
-    infinity = gaps.new_full((1,), torch.inf)
-    nearest = torch.minimum(torch.cat([infinity, gaps]), torch.cat([gaps, infinity]))
-    return _EPS * values[0] / nearest
+    return _EPS * values[0] / nearest_distance(values)
 
 
 def _svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

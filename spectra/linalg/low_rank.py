@@ -15,6 +15,7 @@ from spectra.linalg.decomposition import (
     Turned,
     band_width,
     diagonals,
+    nearest_distance,
 )
 from spectra.linalg.root_search import Roots, find_roots
 from spectra.linalg.secular import SecularEquation
@@ -219,12 +220,10 @@ class LowRankUpdate:
         """Return the largest residual; raises NotConverged where a vector may be wrong."""
         trace_error = self._trace_error(s)
         residual = residual / s[0]
-        gaps = s.diff().neg() / s[0]
-        infinity = gaps.new_full((1,), torch.inf)
-        nearest = torch.minimum(torch.cat([infinity, gaps]), torch.cat([gaps, infinity]))
+        nearest = nearest_distance(s) / s[0]
         worst = max(residual.max().item(), trace_error)
         error = (residual / nearest).max().item()
-        apart = not len(gaps) or gaps.min().item() > _SMALLEST_GAP
+        apart = nearest.min().item() > _SMALLEST_GAP
         if not (apart and worst <= _LARGEST_RESIDUAL and error <= _LARGEST_VECTOR_ERROR):
             raise NotConverged(f"residual {worst:.1e}, vectors within {error:.1e}")
         return worst
