@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectra.linalg.decomposition import Decomposition, NotConverged, Spectrum, Turned
-from spectra.linalg.dense import decompose, singular_values, turned
+from spectra.linalg.dense import follow_dense, singular_values
 from spectra.linalg.low_rank import LowRankUpdate
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,7 @@ def follow(
             return LowRankUpdate(base, *update).turned()
         except (NotConverged, torch.linalg.LinAlgError) as error:
             logger.debug("A dense solver instead of the rank-structured one: %s", error)
-    dense = _fitting(w_t(), base)
-    return turned(base, decompose(dense, "svd" if solver == "svd" else "auto"))
+    return follow_dense(base, _fitting(w_t(), base), "svd" if solver == "svd" else "auto")
 
 
 def follow_values(

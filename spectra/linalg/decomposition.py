@@ -114,25 +114,28 @@ def band_width(k: int) -> int:
     return min(NEIGHBOURS, k - 1)
 
 
-def diagonals(columns: Tensor, first: int, width: int) -> Tensor:
+def diagonals(columns: Tensor, first: int, width: int, top: int = 0) -> Tensor:
     """Entries of |columns| around the diagonal.
 
     Parameters
     ----------
-    columns : Tensor of shape (k, c)
-        Columns `first` to `first` + c of a (k, k) matrix.
+    columns : Tensor of shape (h, c)
+        Columns `first` to `first` + c of a (k, k) matrix, all rows of it or those around the
+        diagonal.
     first : int
         Index of the first of them.
     width : int
         How many entries above and below the diagonal.
+    top : int
+        Index of the first row.
 
     Returns
     -------
     Tensor of shape (c, 2 width + 1)
         0 beyond the matrix.
     """
-    k, c = columns.shape
-    index = torch.arange(first, first + c)[:, None] + torch.arange(-width, width + 1)
-    inside = (index >= 0) & (index < k)
-    taken = columns.T.gather(1, index.clamp(0, k - 1))
+    h, c = columns.shape
+    index = torch.arange(first - top, first - top + c)[:, None] + torch.arange(-width, width + 1)
+    inside = (index >= 0) & (index < h)
+    taken = columns.T.gather(1, index.clamp(0, h - 1))
     return torch.where(inside, taken.abs(), 0.0)

