@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ from spectra.linalg import (
     singular_values,
     spectral_norm,
 )
+
+logger = logging.getLogger(__name__)
 
 UNREADABLE = "none"
 """The solver of a row whose matrix could not be decomposed."""
@@ -222,9 +225,15 @@ class BaseMatrix:
             return {"sigma_noise": 0.0} | ({"d_noise": 0.0} if self.quantities.vectors else {})
         if precision not in self._noise:
             vectors = self.quantities.vectors
-            sigma, turn = self._cache.noise(
-                self.w_0, precision, lambda: self._measure_noise(precision), vectors=vectors
-            )
+            sigma: float | None
+            try:
+                sigma, turn = self._cache.noise(
+                    self.w_0, precision, lambda: self._measure_noise(precision), vectors=vectors
+                )
+            except (ValueError, torch.linalg.LinAlgError) as error:
+                # Such as a base beyond float16's range: the drift itself is none the worse.
+                logger.warning("No noise floor of %s for this matrix: %s", precision, error)
+                sigma = turn = None
             self._noise[precision] = {"sigma_noise": sigma} | ({"d_noise": turn} if vectors else {})
         return self._noise[precision]
 

@@ -6,18 +6,20 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from threadpoolctl import threadpool_limits
 
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import available_cores, step_cost, worker_bytes
 from spectra.analysis.plan import StaleStep, Task
 from spectra.analysis.rows import BaseMatrix, Quantities, Row, unreadable_row
+from spectra.linalg import decompose
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +188,8 @@ def _chunks(task: Task, quantities: Quantities) -> list[Task]:
 def _solve_chunk(
     number: int, task: Task, quantities: Quantities, cache: BaseCache, threads: int
 ) -> tuple[int, list[Rows]]:
-    torch.set_num_threads(threads)
-    return number, list(_solve(task, quantities, cache))
+    with _threads(threads):
+        return number, list(_solve(task, quantities, cache))
 
 
 def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Rows]:
@@ -228,19 +230,25 @@ def _divisors(cores: int) -> list[int]:
 
 
 def _sample_seconds(size: int, threads: int) -> float:
-    """Time of one decomposition's core with so many threads: the better of two, warmed up."""
-    before = torch.get_num_threads()
-    sample = torch.randn(
-        size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    torch.set_num_threads(threads)
-    try:
-        times = []
+    """Time of one decomposition with so many threads: the better of two, warmed up."""
+    sample = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    times = []
+    with _threads(threads):
         for _ in range(3):
             start = time.perf_counter()
-            torch.linalg.eigh(sample @ sample.T)
+            decompose(sample)
             times.append(time.perf_counter() - start)
-        return min(times)
+    return min(times[1:])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit torch and every BLAS in this process to so many threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 SOLVERS = ("auto", "low-rank", "gram", "svd")
 """What `follow` takes: a choice by cost, or one solver by name."""
 
-SOLVER_VERSION = "3"
+SOLVER_VERSION = "4"
 """Changes whenever a decomposition, or the noise of a rounding, may come out differently."""
 
 Factors = tuple[Tensor, Tensor]
@@ -29,15 +29,15 @@ def dense_seconds(k: int, size: int, vectors: bool = True) -> float:
     Fitted to medians of tests/benchmarks/engine.py between 192×576 and 4096×4096; within 30%.
     """
     if vectors:
-        return 1e-3 + 4.0e-11 * k**2 * size + 9.5e-11 * k**3 + 6e-9 * k * size
-    return 1e-3 + 1.4e-11 * k**2 * size + 4.0e-11 * k**3
+        return 2e-3 + 1.6e-11 * k**2 * size + 7.0e-11 * k**3 + 9e-9 * k * size
+    return 1e-3 + 5.3e-12 * k**2 * size + 2.8e-11 * k**3 + 3.5e-9 * k * size
 
 
 def low_rank_seconds(k: int, size: int, rank: int, vectors: bool = True) -> float:
     """Time of the rank-structured solver, as `dense_seconds`."""
     pairs = rank * (2 * rank + 1)
     evaluation = k * (6e-7 * rank + 2.5e-8 * rank**2 + 1.5e-9 * rank**3)
-    far = 2.2e-10 * k**2 * pairs**0.5 * max(pairs, 200) ** 0.5
+    far = 4e-11 * k**2 * pairs**0.5 * max(pairs, 200) ** 0.5
     return 8e-3 + 4 * evaluation + far + 2e-9 * k * size + (1.1e-8 * k**2 if vectors else 0.0)
 
 

@@ -313,6 +313,23 @@ def test_adapters_leave_the_base_unrounded() -> None:
         assert values["sigma_noise"] == 0.0
 
 
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize(
+    ("w_0", "precision", "reason"),
+    [(1e6 * gaussian(8, 9), "float16", "float16"), (gaussian(8, 9), "q4_0", "32")],
+)
+def test_a_noise_floor_that_cannot_be_measured_costs_nothing_else(
+    w_0: Tensor, precision: str, reason: str, vectors: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = Weight(dense=1.01 * w_0)
+    found, _ = BaseMatrix(w_0, Quantities(vectors)).drift(weight, precision)
+    expected, _ = BaseMatrix(w_0, Quantities(vectors)).drift(weight, "float64")
+    noise = {"sigma_noise", "d_noise"} if vectors else {"sigma_noise"}
+    assert {name for name, value in found.items() if value is None} == noise
+    assert found | dict.fromkeys(noise, 0.0) == expected
+    assert f"No noise floor of {precision}" in caplog.text and reason in caplog.text
+
+
 def test_a_named_precision_counts_instead_of_the_files() -> None:
     w_0, weight = gaussian(8, 32), Weight(dense=gaussian(8, 32, 1))
     named, _ = BaseMatrix(w_0, Quantities(precision="q4_0")).drift(weight, "float32")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from distributed import LocalCluster
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 import spectra
@@ -85,6 +88,21 @@ def test_a_lost_worker_costs_its_matrix_a_retry(tmp_path: Path, caplog) -> None:
     assert sorted(drift["layer"] for drift, _ in found) == [0, 1, 2, 3]
     assert all(drift["solver"] == "gram" for drift, _ in found)
     assert "A worker was lost" in caplog.text
+
+
+def test_a_lost_dask_worker_costs_its_matrix_a_retry(tmp_path: Path) -> None:
+    tasks = with_killer(tasks_for(4, 1), tmp_path, kills=1)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        # The scheduler reports the lost worker; that is what is wanted here.
+        warnings.catch_warnings(action="ignore"),
+    ):
+        address = cluster.scheduler_address
+        cache = BaseCache(tmp_path / "cache")
+        found = list(compute(tasks, Quantities(), cache, scheduler=address))
+    assert len(list(tmp_path.glob("kill-*"))) == 1
+    assert sorted(drift["layer"] for drift, _ in found) == [0, 1, 2, 3]
+    assert all(drift["solver"] == "gram" for drift, _ in found)
 
 
 def test_a_matrix_that_takes_every_worker_down_ends_with_advice(tmp_path: Path) -> None:
@@ -264,7 +282,15 @@ def test_an_interrupted_analysis_keeps_its_rows(
     assert len(analyze(trained, base=base, out=tmp_path / "run")) == 8
 
 
-def test_thread_counts_are_left_as_they_were() -> None:
-    before = torch.get_num_threads()
+def test_thread_counts_are_kept_and_left_as_they_were() -> None:
+    before = torch.get_num_threads(), blas_threads()
+    with schedule_module._threads(1):
+        assert torch.get_num_threads() == 1 and blas_threads() == {1}
     schedule_module._sample_seconds(64, 1)
-    assert torch.get_num_threads() == before
+    assert (torch.get_num_threads(), blas_threads()) == before
+
+
+def blas_threads() -> set[int]:
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert pools
+    return {pool["num_threads"] for pool in pools}
