@@ -9,6 +9,7 @@ from typing import Any
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import (
     DTYPES,
+    Checkpoint,
     Matrix,
     TrainedFactors,
     Weight,
@@ -87,6 +88,10 @@ class AdapterFolder:
     def base(self) -> str | None:
         """The base that the adapter's configuration names."""
         return self._config.get("base_model_name_or_path")
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return itself: its factors need no base."""
+        return self
 
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix."""

@@ -83,15 +83,19 @@ class Weight:
     dense : Tensor of shape (m, n), optional
         W_t as stored.
     update : pair of Tensor of shape (m, q) and (q, n), float64, optional
-        Factors B, A with W_t = W_0 + B A, scaling included. Both `dense` and `update` are
-        ``None`` where W_t is exactly W_0.
+        Factors B, A with W_t = W_0 + B A, scaling included. Where W_t is exactly W_0, all of
+        `dense`, `update` and `delta` are ``None``.
     factors : TrainedFactors, optional
         The trained SVD factors behind the update, where the method has them.
+    delta : Tensor of shape (m, n), float64, optional
+        W_t − W_0 of an adapter whose update has no low rank. Of `dense`, `update` and `delta` at
+        most one is given.
     """
 
     dense: Tensor | None = None
     update: tuple[Tensor, Tensor] | None = None
     factors: TrainedFactors | None = None
+    delta: Tensor | None = None
 
     def on(self, w_0: Tensor) -> Tensor:
         """Return W_t in float64, given W_0 of the same shape.
@@ -105,6 +109,8 @@ class Weight:
         if self.dense is not None:
             return self.dense.double()
         base = w_0.double()
+        if self.delta is not None:
+            return base + self.delta
         return base if self.update is None else base + self.update[0] @ self.update[1]
 
     def require_shape(self, w_0: Tensor) -> None:
@@ -112,6 +118,8 @@ class Weight:
         shape = tuple(w_0.shape)
         if self.dense is not None:
             shape = tuple(self.dense.shape)
+        elif self.delta is not None:
+            shape = tuple(self.delta.shape)
         elif self.update is not None:
             shape = (self.update[0].shape[0], self.update[1].shape[1])
         if shape != tuple(w_0.shape):
@@ -131,6 +139,7 @@ class Weight:
         # An update from trained factors follows from these and the base.
         tensors = [] if self.dense is None else [self.dense]
         tensors += self.update or ()
+        tensors += [] if self.delta is None else [self.delta]
         if self.factors is not None:
             tensors += [self.factors.u, self.factors.s, self.factors.vh]
         return tensors
@@ -167,6 +176,19 @@ class Checkpoint(Protocol):
     @property
     def base(self) -> str | None:
         """Which base the checkpoint names: a folder or a hub id."""
+        ...
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return the checkpoint as seen on its base.
+
+        An adapter's layers become the base's logical matrices (the parts of a fused layer), and
+        what needs W_0 to be merged gets it from there; whole weights are as they are.
+
+        Raises
+        ------
+        CheckpointError
+            If the base lacks a layer that the adapter changes, or cannot be the adapter's base.
+        """
         ...
 
     def read(self, matrix: Matrix) -> Weight:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import DTYPES, Matrix, Weight, clean_name, locate
+from checkpoints_index.matrices import DTYPES, Checkpoint, Matrix, Weight, clean_name, locate
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -135,6 +135,10 @@ class ModelFolder:
     def base(self) -> str | None:
         """Whole weights name no base."""
         return None
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return itself: whole weights are the same on every base."""
+        return self
 
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix."""

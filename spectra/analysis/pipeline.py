@@ -214,8 +214,9 @@ def _jobs(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
-    folder = _resolve_base(base, checkpoints)
-    yield _Job(run, checkpoints, open_model(folder), modules or DEFAULT_MODULES, recorded=False)
+    base_model = open_model(_resolve_base(base, checkpoints))
+    bound = [checkpoint.bind(base_model) for checkpoint in checkpoints]
+    yield _Job(run, bound, base_model, modules or DEFAULT_MODULES, recorded=False)
 
 
 class _Writer:

@@ -181,6 +181,9 @@ class _AsStepZero:
         self.base = base.base
         self.read = base.read
 
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        return self
+
 
 def _source(checkpoint: Checkpoint, base: Checkpoint, quantities: Quantities) -> str:
     mode = "vectors" if quantities.vectors else "values-only"

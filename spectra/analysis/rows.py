@@ -177,7 +177,9 @@ class BaseMatrix:
             s = product_singular_values(*_split(weight.update))
             total, largest = torch.linalg.vector_norm(s).item(), s.max().item()
         else:
-            difference = weight.on(self.w_0) - self.w_0
+            difference = weight.delta
+            if difference is None:
+                difference = weight.on(self.w_0) - self.w_0
             total = torch.linalg.matrix_norm(difference).item()
             largest = spectral_norm(difference)
         return {
@@ -288,4 +290,6 @@ def _split(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def _changes_nothing(weight: Weight, w_0: Tensor) -> bool:
     if weight.dense is not None:
         return bool((weight.dense == w_0).all())
+    if weight.delta is not None:
+        return not bool(weight.delta.any())
     return weight.update is None or not all(bool(factor.any()) for factor in weight.update)
