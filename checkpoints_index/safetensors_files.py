@@ -11,10 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import DTYPES, Checkpoint, Matrix, Weight, clean_name, locate
+from checkpoints_index.logical import LogicalMatrix, logical_matrices
+from checkpoints_index.matrices import DTYPES, Checkpoint, Matrix, Weight
+from checkpoints_index.tensors import StoredTensor
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
 
 
 class TensorFile:
@@ -52,8 +55,16 @@ class TensorFile:
                 "write it again."
             ) from error
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor.
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All tensors, as the header describes them."""
+        return {
+            name: StoredTensor(shape, DTYPES.get(self.dtypes[name], self.dtypes[name].lower()))
+            for name, shape in self.shapes.items()
+        }
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one tensor, or a run of it along its first dimension.
 
         Raises
         ------
@@ -67,7 +78,7 @@ class TensorFile:
             )
         try:
             with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor(name)
+                return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
         except (SafetensorError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} cannot be read ({error}).") from error
 
@@ -99,19 +110,16 @@ class ModelFolder:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         self.step = step
-        self._files: dict[str, tuple[TensorFile, str]] = {}
-        self.matrices: tuple[Matrix, ...] = ()
-        matrices = []
+        self.config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else {}
+        files: dict[str, TensorFile] = {}
+        stored: dict[str, StoredTensor] = {}
         for file in self._open_files():
-            for name, shape in file.shapes.items():
-                place = locate(clean_name(name))
-                if len(shape) == 2 and place and file.dtypes[name] in DTYPES:
-                    matrix = Matrix(
-                        clean_name(name), *place, (shape[0], shape[1]), DTYPES[file.dtypes[name]]
-                    )
-                    matrices.append(matrix)
-                    self._files[matrix.name] = (file, name)
-        self.matrices = tuple(matrices)
+            stored |= file.tensors
+            files |= dict.fromkeys(file.shapes, file)
+        parts = logical_matrices(stored, self.config)
+        self._parts = {part.matrix.name: part for part in parts}
+        self._files = {part.matrix.name: (files[part.tensor], part.tensor) for part in parts}
+        self.matrices = tuple(part.matrix for part in parts)
 
     def _open_files(self) -> list[TensorFile]:
         index = self.path / MODEL_INDEX
@@ -145,7 +153,20 @@ class ModelFolder:
         if matrix.name not in self._files:
             raise CheckpointError(f"{self.path} has no matrix {matrix.name!r}.")
         file, name = self._files[matrix.name]
-        return Weight(dense=file.read(name))
+        part = self._parts[matrix.name]
+        return Weight(dense=part.take(file.read(name, part.rows)))
+
+    def parts_of(self, layer_path: str) -> list[LogicalMatrix]:
+        """Return the logical matrices of a layer; none where there is no such layer."""
+        return [part for part in self._parts.values() if part.layer_path == layer_path]
+
+    def read_layer(self, layer_path: str) -> Tensor:
+        """Read a layer's weight as stored."""
+        parts = self.parts_of(layer_path)
+        if not parts:
+            raise CheckpointError(f"{self.path} has no layer {layer_path!r}.")
+        file, name = self._files[parts[0].matrix.name]
+        return file.read(name)
 
 
 def is_model_folder(path: Path) -> bool:
