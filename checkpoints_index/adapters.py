@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from checkpoints_index.adapter_methods import (
-    BASE_REWRITING_LORA,
     MERGED_VARIANTS,
     METHODS,
     check_settings,
@@ -32,8 +32,6 @@ from checkpoints_index.safetensors_files import TensorFile, read_json
 from checkpoints_index.snapshots import sorsa_weight
 from checkpoints_index.tensors import TensorStore
 
-__all__ = ["BASE_REWRITING_LORA", "AdapterFolder", "AdapterLayer", "is_adapter_folder"]
-
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 WEIGHTS: dict[str, Callable[[Path], TensorStore]] = {WEIGHTS_FILE: TensorFile}
@@ -41,6 +39,7 @@ WEIGHTS: dict[str, Callable[[Path], TensorStore]] = {WEIGHTS_FILE: TensorFile}
 
 _PEFT_PREFIX = "base_model.model."
 _SHARED_STEM = "base_model"
+_INITIAL = re.compile(r"(?:^|[-_])init(?:ial)?$")
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,10 @@ class AdapterFolder:
         return self._file.read(layer.tensors[name])
 
     def read_all(self, layer: AdapterLayer) -> dict[str, Tensor]:
-        """Read all tensors that a layer's update follows from, by their names in the file."""
-        names = (*layer.tensors.values(), *self.shared.values())
-        return {name: self._file.read(name) for name in names}
+        """Read all tensors that a layer's update follows from, by the names PEFT gives them."""
+        own = {f"{_PEFT_PREFIX}{layer.path}.{inner}": n for inner, n in layer.tensors.items()}
+        shared = {f"{_SHARED_STEM}.{inner}": name for inner, name in self.shared.items()}
+        return {name: self._file.read(stored) for name, stored in (own | shared).items()}
 
     def read_shared(self) -> dict[str, Tensor]:
         """Read the tensors that belong to all layers."""
@@ -196,7 +196,7 @@ class AdapterFolder:
                 stem, inner = ".".join(parts[:-1]), "weight"
             else:
                 continue
-            if inside and stem == _SHARED_STEM:
+            if inside and stem in ("", _SHARED_STEM):
                 self.shared[inner] = name
             elif locate(clean_name(stem)) is not None:
                 found.setdefault(stem, {})[inner] = name
@@ -247,3 +247,12 @@ def _open_weights(folder: Path) -> TensorStore:
 def is_adapter_folder(path: Path) -> bool:
     """Whether the folder holds a PEFT adapter."""
     return (path / CONFIG_FILE).is_file()
+
+
+def is_initial_adapter(path: Path) -> bool:
+    """Whether the folder holds an adapter as it was before training, by its name.
+
+    PEFT's guides save one beside those of a training whose method rewrites the base, in a folder
+    such as ``pissa-init``. It is no step of the training.
+    """
+    return bool(_INITIAL.search(path.name)) and is_adapter_folder(path)

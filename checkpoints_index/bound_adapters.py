@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,13 @@ from torch import Tensor
 
 from checkpoints_index import peft_layers
 from checkpoints_index.adapter_methods import METHODS, REPEATABLE, UNREAD_LORA, scaling
-from checkpoints_index.adapters import AdapterFolder, AdapterLayer, is_adapter_folder
+from checkpoints_index.adapters import AdapterFolder, AdapterLayer, is_initial_adapter
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.logical import LogicalMatrix
 from checkpoints_index.matrices import Checkpoint, Matrix, Weight
+from checkpoints_index.stacks import Stacks
 
 Update = tuple[Tensor, Tensor]
-
-# What people call the folder of an adapter saved before its training, as PEFT's guides do:
-# "pissa-init", "olora_init", "initial".
-_INITIAL = re.compile(r"(?:^|[-_])init(?:ial)?$")
 
 
 class LayeredBase(Protocol):
@@ -69,10 +67,13 @@ class BoundAdapter:
         self._initial = self._find_initial()
         self._parts: dict[str, tuple[AdapterLayer, LogicalMatrix]] = {}
         matrices = []
+        stacks = Stacks(matrix.name for matrix in base.matrices)
         for layer in adapter.layers.values():
-            parts = self._base.parts_of(layer.matrix.name)
+            parts = self._parts_of(layer, stacks)
             self._refuse_other_shape(layer, parts)
             for part in parts:
+                if part.matrix.name in self._parts:
+                    raise CheckpointError(f"{self.path} has {part.matrix.name!r} twice.")
                 self._parts[part.matrix.name] = (layer, part)
                 matrices.append(
                     replace(part.matrix, dtype=layer.matrix.dtype, rank=layer.matrix.rank)
@@ -111,11 +112,13 @@ class BoundAdapter:
                 f"{self.path} has no matrix {matrix.name!r} on {self._base.path}."
             )
         layer, part = self._parts[matrix.name]
-        try:
-            weight = self._layer_weight(layer, part)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path}: {error}") from error
-        return _weight_of_part(weight, part)
+        return _weight_of_part(self._layer_weight(layer, part), part)
+
+    def _parts_of(self, layer: AdapterLayer, stacks: Stacks) -> list[LogicalMatrix]:
+        name = layer.matrix.name
+        with _naming(self.path):
+            found = [parts for n in stacks.same_layer(name) if (parts := self._base.parts_of(n))]
+        return found[0] if found else []
 
     def _layer_weight(self, layer: AdapterLayer, part: LogicalMatrix) -> Weight:
         """W_t of a whole layer: `dense` and `delta` as stored, `update` as (out, in)."""
@@ -125,29 +128,32 @@ class BoundAdapter:
         if adapter.kind == "VERA":
             return Weight(update=self._vera_update(layer))
         if not adapter.has_factors:
-            w_0 = self._base.read_layer(layer.matrix.name)
-            w_t = peft_layers.merged(
-                adapter.settings,
-                layer.path,
-                adapter.read_all(layer),
-                w_0,
-                _is_transposed(w_0, part),
-                self._shared_extents,
-            )
-            delta = w_t - w_0.double()
-            return Weight(delta=delta) if delta.any() else Weight()
+            return self._merged(layer, part)
         if not adapter.rewrites_base:
             return adapter.read_factors(layer)
         b, a = cast(Update, adapter.read_factors(layer).update)
         b_0, a_0 = self._initial_update(layer, part)
         if b_0.shape != b.shape or a_0.shape != a.shape:
             raise CheckpointError(
-                f"the initial factors of {layer.path!r} have shapes {tuple(b_0.shape)} and "
-                f"{tuple(a_0.shape)}, the trained ones {tuple(b.shape)} and {tuple(a.shape)}."
+                f"{self.path}: the initial factors of {layer.path!r} have shapes "
+                f"{tuple(b_0.shape)} and {tuple(a_0.shape)}, the trained ones {tuple(b.shape)} and "
+                f"{tuple(a.shape)}. Put the adapter saved before this training beside it."
             )
         if torch.equal(b, b_0) and torch.equal(a, a_0):
             return Weight()
         return Weight(update=(torch.cat([b, -b_0], dim=1), torch.cat([a, a_0])))
+
+    def _merged(self, layer: AdapterLayer, part: LogicalMatrix) -> Weight:
+        """Return what PEFT's own merge adds to the layer."""
+        w_0 = self._base.read_layer(part.layer_path)
+        tensors = self._adapter.read_all(layer)
+        settings, extents = self._adapter.settings, self._shared_extents
+        with _naming(self.path):
+            delta = peft_layers.merged(
+                settings, layer.path, tensors, w_0, _is_transposed(w_0, part), extents
+            )
+        delta -= w_0
+        return Weight(delta=delta) if delta.any() else Weight()
 
     def _initial_update(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:
         """Return the start that the method subtracted from the base, as factors."""
@@ -157,10 +163,10 @@ class BoundAdapter:
                 raise CheckpointError(f"{self._initial.path} has no layer {layer.path!r}.")
             return cast(Update, self._initial.read_factors(initial).update)
         rank = cast(int, layer.matrix.rank) // 2
-        w_0 = self._base.read_layer(layer.matrix.name)
+        w_0 = self._base.read_layer(part.layer_path)
         settings = {**self._adapter.settings, "r": rank, "rank_pattern": {}}
-        conv1d = _is_transposed(w_0, part)
-        b, a = peft_layers.initial_factors(settings, layer.path, w_0, conv1d)
+        with _naming(self.path):
+            b, a = peft_layers.initial_factors(settings, layer.path, w_0, _is_transposed(w_0, part))
         return scaling(settings, layer.path, rank) * b, a
 
     def _vera_update(self, layer: AdapterLayer) -> Update:
@@ -171,7 +177,9 @@ class BoundAdapter:
         b, a = self._vera_projections
         rank = len(lambda_d)
         if b.shape[1:] != (rank,) or a.shape[:1] != (rank,) or len(b) < m or a.shape[1] < n:
-            raise CheckpointError(f"the shared projections do not fit layer {layer.path!r}.")
+            raise CheckpointError(
+                f"{self.path}: the shared projections do not fit layer {layer.path!r}."
+            )
         return lambda_b[:, None] * b[:m], lambda_d[:, None] * a[:, :n]
 
     @property
@@ -179,13 +187,16 @@ class BoundAdapter:
         shared = self._adapter.read_shared()
         if {"vera_A", "vera_B"} <= shared.keys():
             return shared["vera_B"].double(), shared["vera_A"].double()
-        return peft_layers.vera_projections(self._adapter.settings, self._shared_extents)
+        with _naming(self.path):
+            return peft_layers.vera_projections(self._adapter.settings, self._shared_extents)
 
     @cached_property
     def _extents(self) -> dict[str, tuple[int, int]]:
         """The adapted layers' shapes (m, n) by their paths."""
         found: dict[str, tuple[int, int]] = {}
         for layer, part in self._parts.values():
+            if layer.whole:
+                continue
             m, _ = found.get(layer.path, (0, 0))
             found[layer.path] = (m + part.matrix.shape[0], part.matrix.shape[1])
         return found
@@ -195,13 +206,12 @@ class BoundAdapter:
         """One layer of each shape, where what all layers share depends on the largest."""
         if not METHODS[self._adapter.kind].shared:
             return {}
-        missing = [
-            n for n, layer in self._adapter.layers.items() if layer.path not in self._extents
-        ]
+        adapted = [layer.path for layer in self._adapter.layers.values() if not layer.whole]
+        missing = [path for path in adapted if path not in self._extents]
         if missing:
             raise CheckpointError(
-                f"the shared projections depend on {missing[0]!r}, which the base "
-                f"{self._base.path} has not."
+                f"{self.path}: what its layers share depends on {missing[0]!r} too, which the "
+                f"base {self._base.path} has not. Give the base it was trained on with --base."
             )
         one_of_each = {shape: path for path, shape in self._extents.items()}
         return {path: shape for shape, path in one_of_each.items()}
@@ -225,16 +235,17 @@ class BoundAdapter:
         if start is None:
             return None
         around = {p for folder in (self.path, self.path.parent) for p in folder.iterdir()}
-        found = sorted(
-            p for p in around if _INITIAL.search(p.name) and p.is_dir() and is_adapter_folder(p)
-        )
+        found = [p for p in sorted(around - {self.path}) if is_initial_adapter(p)]
         if len(found) > 1:
             raise CheckpointError(
                 f"{self.path} needs the adapter from before training, and several folders could "
                 f"be that: {', '.join(map(str, found))}. Leave one."
             )
-        if found and found[0] != self.path:
-            return AdapterFolder(found[0], step=0)
+        if found:
+            initial = AdapterFolder(found[0], step=0)
+            if initial.kind != "LORA":
+                raise CheckpointError(f"{initial.path} is a {initial.kind} adapter, not a LoRA.")
+            return initial
         if start not in REPEATABLE:
             raise CheckpointError(
                 f"{self.path} is a LoRA that started from {start!r}, which cannot be computed "
@@ -256,6 +267,14 @@ class BoundAdapter:
                 f"{layer.matrix.name} has shape {base} in the base {self._base.path}, but {own} "
                 f"in {self.path}. Give the base this adapter was trained on with --base."
             )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 class _PlainBase:

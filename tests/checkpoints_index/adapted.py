@@ -5,6 +5,7 @@ A new method is a new line in `METHODS`.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
+from checkpoints_index import Checkpoint, find_checkpoints
 from spectra.methods import SorsaConfig
 from tests.helpers import MODULES, attention_weights, seeded, shake, tiny_llama
 
@@ -54,6 +56,7 @@ METHODS = {
         _on(peft.LoraConfig, r=4, init_lora_weights="orthogonal"), 4, start=None
     ),
     "LoRA, gaussian": Adapted(_on(peft.LoraConfig, r=3, init_lora_weights="gaussian"), 3),
+    "LoRA, MiCA": Adapted(_on(peft.LoraConfig, r=3, init_lora_weights="mica"), 3),
     "LoRA, fan-in-fan-out": Adapted(_on(peft.LoraConfig, r=3, fan_in_fan_out=True), 3),
     "LoRA, alphas by layer": Adapted(
         _on(
@@ -148,3 +151,15 @@ def write(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> dict[s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return attention_weights(model.merge_and_unload())
+
+
+def open_adapter(folder: Path) -> Checkpoint:
+    """The one adapter of a folder, not yet bound to a base."""
+    (checkpoint,) = find_checkpoints(folder)
+    return checkpoint
+
+
+def change_settings(folder: Path, **changes: object) -> None:
+    """Change entries of an adapter's configuration."""
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
