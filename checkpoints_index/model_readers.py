@@ -6,6 +6,7 @@ from pathlib import Path
 
 from checkpoints_index.distributed_files import DistributedReader
 from checkpoints_index.errors import CheckpointError
+from checkpoints_index.gguf_files import GgufReader
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.readers import Candidate, Reader
 from checkpoints_index.safetensors_files import SafetensorsReader
@@ -16,6 +17,7 @@ MODEL_READERS: tuple[Reader, ...] = (
     TorchReader(),
     DistributedReader(),
     TorchFileReader(),
+    GgufReader(),
 )
 """Of all formats that hold whole weights."""
 
