@@ -62,6 +62,37 @@ def open_bytes(path: Path) -> ByteFile:
     return RemoteFile(path)
 
 
+def has_file(path: Path) -> bool:
+    """Whether there is a file; raises `CheckpointError` where a remote store does not answer."""
+    if not is_remote(path):
+        return path.is_file()
+    try:
+        open_bytes(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of what a folder holds, local or remote.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be listed.
+    """
+    if is_remote(folder):
+        from checkpoints_index.remote import list_names
+
+        return list_names(folder)
+    try:
+        return set(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be listed ({error}).") from error
+
+
 def is_remote(path: Any) -> bool:
     """Whether a path is a remote one: a `UPath`, which is no path of this machine's."""
     return not isinstance(path, PurePath)

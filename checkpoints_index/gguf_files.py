@@ -246,7 +246,7 @@ def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ValueError("it names no architecture")
-    found = {"model_type": architecture}
+    found: dict[str, Any] = {"model_type": architecture}
     for key, name in _CONFIG.items():
         value = metadata.get(f"{architecture}.{key}")
         if type(value) is int:

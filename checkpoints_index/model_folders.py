@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoints_index.byte_files import inside, read_json
+from checkpoints_index.byte_files import has_file, inside, read_json
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.logical import LogicalMatrix, logical_matrices
 from checkpoints_index.matrices import Checkpoint, Matrix, Weight
@@ -115,4 +115,4 @@ class ModelCheckpoint:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return a folder's ``config.json``, or ``None`` where it has none."""
     path = inside(folder, CONFIG_FILE)
-    return read_json(path) if path.is_file() else None
+    return read_json(path) if has_file(path) else None

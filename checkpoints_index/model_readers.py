@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints_index.byte_files import is_remote, names_in
 from checkpoints_index.distributed_files import DistributedReader
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.gguf_files import GgufReader
@@ -21,13 +22,16 @@ MODEL_READERS: tuple[Reader, ...] = (
 )
 """Of all formats that hold whole weights."""
 
+_SUFFIXES = {".bin", ".gguf", ".pt", ".pth", ".safetensors"}
+
 
 def find_models(path: Path) -> list[Candidate]:
     """Return the models in a folder itself, or the one that a file is; by names alone."""
-    if path.is_file():
+    # A remote store may take any address for a file's: what it is called decides.
+    if path.suffix in _SUFFIXES if is_remote(path) else path.is_file():
         folder, names = path.parent, {path.name}
     else:
-        folder, names = path, {entry.name for entry in path.iterdir()}
+        folder, names = path, names_in(path)
     return [candidate for reader in MODEL_READERS for candidate in reader.find(folder, names)]
 
 

@@ -22,6 +22,7 @@ FIRST_PAUSE = 0.5
 _SILENCE = 30.0
 # HTTP answers after which another attempt may help, beside all from 500.
 _TRANSIENT = {408, 425, 429}
+_NOT_THERE = {404, 410}
 # What a store that can say says of a file's content, in the order of its worth.
 _VERSIONS = ("ETag", "etag", "md5Hash", "sha256", "Content-MD5", "LastModified", "Last-Modified")
 
@@ -74,6 +75,17 @@ def bytes_read(address: Path | str = "") -> int:
     beginning = str(address)
     with _counting:
         return sum(n for file, n in _counted.items() if file.startswith(beginning))
+
+
+def list_names(folder: Any) -> set[str]:
+    """Return the names of what a remote folder holds now."""
+
+    def listed() -> set[str]:
+        # What was listed before may have grown.
+        folder.fs.invalidate_cache(folder.path)
+        return {entry.name for entry in folder.iterdir()}
+
+    return retried(listed, folder)
 
 
 class RemoteFile:
@@ -135,11 +147,14 @@ def retried(call: Callable[[], _Result], path: Path) -> _Result:
             return call()
         except CheckpointError:
             raise
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} does not exist.") from error
         # Every store's library has exceptions of its own, often below none of Python's.
         except Exception as error:
-            status = getattr(error, "status", None)
+            # fsspec says of a server that fails, too, that the file is not there.
+            status = getattr(error.__cause__ or error, "status", None)
+            if isinstance(error, FileNotFoundError) and (
+                error.__cause__ is None or status in _NOT_THERE
+            ):
+                raise CheckpointError(f"{path} does not exist.") from error
             final = isinstance(error, PermissionError | ImportError | TypeError) or (
                 isinstance(status, int) and 400 <= status < 500 and status not in _TRANSIENT
             )

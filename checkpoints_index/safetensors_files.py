@@ -217,13 +217,10 @@ class SafetensorsReader:
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading headers only."""
-        return ModelCheckpoint(
-            candidate.path, open_folder(candidate.path), step, read_config(candidate.path)
-        )
-
-
-def open_folder(folder: Path) -> TensorStore:
-    """Open a model folder's weights: the shards that an index names, or the one file."""
-    if (folder / MODEL_INDEX).is_file():
-        return ShardedStore(folder, MODEL_INDEX, TensorFile)
-    return TensorFile(inside(folder, MODEL_FILE))
+        folder = candidate.path
+        store: TensorStore
+        if MODEL_INDEX in candidate.files:
+            store = ShardedStore(folder, MODEL_INDEX, TensorFile)
+        else:
+            store = TensorFile(inside(folder, MODEL_FILE))
+        return ModelCheckpoint(folder, store, step, read_config(folder))

@@ -109,7 +109,7 @@ class TorchFile:
         if rows is not None:
             start, stop = row_run(tuple(tensor.shape), rows)
             tensor = tensor[start:stop]
-        return self._archive.read(tensor) if self._archive else tensor
+        return self._archive.read(tensor) if self._archive else tensor.clone()
 
     def _dtype(self, tensor: Tensor) -> str:
         plain = self._archive is None or self._archive.holds(tensor)
