@@ -10,7 +10,7 @@ from pathlib import Path
 from checkpoints_index.adapters import AdapterFolder, is_adapter_folder
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint
-from checkpoints_index.safetensors_files import ModelFolder, is_model_folder
+from checkpoints_index.model_readers import find_models, open_whole_model
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 
 # A lone checkpoint whose step nobody wrote down counts as one step from its base.
@@ -95,22 +95,17 @@ def open_model(path: Path | str) -> Checkpoint:
     path = Path(path)
     if path.is_file() and path.name == BASE_FILE:
         return Snapshot(path, "base")
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(f"{path} is not a folder. Give the base model's.")
-    if not is_model_folder(path):
-        raise CheckpointError(
-            f"{path} holds no base model: looked for model.safetensors and "
-            "model.safetensors.index.json."
-        )
-    return ModelFolder(path, step=0)
+    return open_whole_model(path, step=0)
 
 
 def _holds_weights(path: Path) -> bool:
-    return path.is_dir() and (is_model_folder(path) or is_adapter_folder(path))
+    return path.is_dir() and (is_adapter_folder(path) or bool(find_models(path)))
 
 
 def _open(path: Path, step: int) -> Checkpoint:
-    return AdapterFolder(path, step) if is_adapter_folder(path) else ModelFolder(path, step)
+    return AdapterFolder(path, step) if is_adapter_folder(path) else open_whole_model(path, step)
 
 
 def _by_step(checkpoint: Checkpoint) -> int:

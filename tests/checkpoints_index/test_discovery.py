@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-import checkpoints_index.safetensors_files
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
+from checkpoints_index.byte_files import LocalFile
+from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE
 from tests.checkpoints_index.formats import FORMATS, STEP
 
@@ -150,34 +148,33 @@ def test_finding_reads_no_tensor(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FORMATS[name](tmp_path)
-    reads: list[str] = []
+    touched: list[tuple[Path, int]] = []
+    tensors: list[str] = []
+    for reading in ("read", "map"):
+        original = getattr(LocalFile, reading)
 
-    class Told:
-        """A file's handle that notes which tensors are asked for."""
+        def told(file: LocalFile, offset: int, length: int, original: Any = original) -> Any:
+            touched.append((file.path, offset + length))
+            return original(file, offset, length)
 
-        def __init__(self, handle: Any) -> None:
-            self._handle = handle
+        monkeypatch.setattr(LocalFile, reading, told)
+    read_tensor = TensorFile.read
 
-        def get_tensor(self, tensor: str) -> Any:
-            reads.append(tensor)
-            return self._handle.get_tensor(tensor)
+    def told_tensor(file: TensorFile, tensor: str, rows: slice | None = None) -> Any:
+        tensors.append(tensor)
+        return read_tensor(file, tensor, rows)
 
-        def __getattr__(self, attribute: str) -> Any:
-            return getattr(self._handle, attribute)
-
-    @contextmanager
-    def told_open(path: Path, framework: str) -> Iterator[Told]:
-        with safe_open(path, framework=framework) as handle:
-            yield Told(handle)
-
-    monkeypatch.setattr(checkpoints_index.safetensors_files, "safe_open", told_open)
+    monkeypatch.setattr(TensorFile, "read", told_tensor)
     *_, checkpoint = find_checkpoints(tmp_path)
     _ = checkpoint.fingerprint, checkpoint.base, checkpoint.method
-    assert reads == []
+    for path, reached in touched:
+        if path.suffix == ".safetensors":
+            assert reached <= 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert tensors == []
     checkpoint.read(checkpoint.matrices[0])
     # One matrix and nothing else: a SORSA matrix has six tensors, three of them initial.
-    assert 1 <= len(reads) <= 6
-    assert all(tensor.startswith(reads[0].rsplit(".", 2)[0]) for tensor in reads)
+    assert 1 <= len(tensors) <= 6
+    assert all(tensor.startswith(tensors[0].rsplit(".", 2)[0]) for tensor in tensors)
 
 
 def test_weights_far_larger_than_memory_are_found(tmp_path: Path) -> None:
@@ -209,7 +206,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_checkpoints_says_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "optimizer.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"looked for model\.safetensors.*adapter_config"):
         find_checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds no base model: looked for model\.safetens"):

@@ -1,0 +1,398 @@
+"""PyTorch files (``.bin``, ``.pt``, ``.pth``), read one tensor at a time and never executed.
+
+``torch.save`` writes a zip archive: a pickle that describes the tensors, and one uncompressed
+record for the numbers of each storage. Only the pickle is loaded, by ``torch.load`` with
+``weights_only=True``, from a copy of the archive in which all storages are empty; the numbers are
+read from their place in the file when they are asked for. Nothing here can be told to load a file
+that needs more than that.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from checkpoints_index.byte_files import ByteFile, inside, open_bytes, read_tensor, row_run
+from checkpoints_index.errors import CheckpointError
+from checkpoints_index.matrices import Checkpoint, torch_dtype_name
+from checkpoints_index.model_folders import ModelCheckpoint, read_config
+from checkpoints_index.readers import Candidate
+from checkpoints_index.shards import ShardedStore, shard_candidate
+from checkpoints_index.tensors import StoredTensor, TensorStore
+
+MODEL_FILE = "pytorch_model.bin"
+MODEL_INDEX = "pytorch_model.bin.index.json"
+
+# The description of 100,000 tensors; hostile pickles and directories take up to 60 times their
+# length when they are read.
+_MAX_DESCRIPTION = 16 * 2**20
+# Older files are one stream that must be loaded as a whole.
+_MAX_LEGACY = 2**30
+# Under which keys trainers put a model's weights, beside optimizers and counters.
+NESTED = ("state_dict", "model_state_dict", "model", "module")
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+
+# One file is a whole checkpoint by these names, but for what trainers write beside the weights.
+_SUFFIXES = (".pt", ".pth", ".bin")
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|random_states|training_args"
+    r"|adapter_model|.*optim_states|.*tokenizer).*"
+)
+
+
+# Files that make their folder a model's or an adapter's.
+_FOLDERS = {
+    MODEL_FILE,
+    MODEL_INDEX,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    ".metadata",
+}
+
+
+class TorchFile:
+    """One PyTorch file with a dictionary of tensors.
+
+    A dictionary below ``state_dict``, ``model_state_dict``, ``model`` or ``module`` counts as the
+    whole; other dictionaries of tensors are reached by dots.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, truncated, or needs more than tensors and plain values to be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_bytes(path)
+        archive = self._file.size >= 4 and self._file.read(0, 4) == b"PK\x03\x04"
+        self._archive = Archive(self._file) if archive else None
+        loaded = self._archive.load() if self._archive else _load_legacy(self._file)
+        self._loaded = dict(_named_tensors(loaded))
+        if not self._loaded:
+            raise CheckpointError(
+                f"{path} must hold a dictionary of tensors, but has none ({type(loaded).__name__})."
+            )
+        self.tensors: Mapping[str, StoredTensor] = {
+            name: StoredTensor(tuple(t.shape), self._dtype(t)) for name, t in self._loaded.items()
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """File name, size and time of change."""
+        return self._file.fingerprint
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one tensor, or a run of its rows."""
+        if name not in self._loaded:
+            raise CheckpointError(
+                f"{self.path} has no tensor {name!r} ({len(self._loaded)} tensors, e.g. "
+                f"{next(iter(self._loaded))!r})."
+            )
+        tensor = self._loaded[name]
+        if rows is not None:
+            start, stop = row_run(tuple(tensor.shape), rows)
+            tensor = tensor[start:stop]
+        return self._archive.read(tensor) if self._archive else tensor.clone()
+
+    def _dtype(self, tensor: Tensor) -> str:
+        plain = self._archive is None or self._archive.holds(tensor)
+        return torch_dtype_name(tensor.dtype) if plain else "unknown"
+
+
+@dataclass(frozen=True)
+class _Record:
+    header: int
+    size: int
+
+
+class Archive:
+    """The zip archive that ``torch.save`` writes.
+
+    Parameters
+    ----------
+    file : ByteFile
+        The file, or the part of one that is such an archive.
+
+    Raises
+    ------
+    CheckpointError
+        If it is broken, or compressed.
+    """
+
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
+        self._records: dict[str, _Record] = {}
+        try:
+            with zipfile.ZipFile(_Stream(file)) as archive:
+                self._read_directory(archive)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+            raise self._broken(str(error)) from error
+        self._places: dict[int, str] = {}
+
+    def load(self) -> Any:
+        """Load what the file describes, with tensors that have no numbers."""
+        empty = io.BytesIO()
+        with zipfile.ZipFile(empty, "w") as copy:
+            copy.writestr("archive/data.pkl", self._description)
+            copy.writestr("archive/version", "3")
+            for key in self._records:
+                copy.writestr(f"archive/data/{key}", b"")
+            # Where torch will say that a storage's numbers begin.
+            self._places = {
+                i.header_offset + 30 + len(i.filename): i.filename.removeprefix("archive/data/")
+                for i in copy.infolist()
+            }
+        return load_plain(empty, self._file.path, "meta")
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is plain numbers in a record of the archive, all of them there."""
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            return False
+        record = self._records.get(self._key(tensor))
+        return record is not None and record.size == tensor.untyped_storage().nbytes()
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Read the numbers of a tensor that `load` gave, or of a view of it."""
+        key = self._key(tensor) if tensor.layout == torch.strided else ""
+        record = self._records.get(key)
+        if record is None:
+            raise CheckpointError(f"{self._file.path}: a tensor is stored in no plain form.")
+        if record.size != tensor.untyped_storage().nbytes():
+            raise self._broken(f"record {key!r} has {record.size} bytes, not what it must have")
+        if not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        # The run of the storage from the tensor's first number to its last.
+        sizes, strides = tensor.shape, tensor.stride()
+        length = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
+        first = int(tensor.storage_offset()) * tensor.dtype.itemsize
+        begin = self._begin(record) + first
+        if first + length * tensor.dtype.itemsize > record.size or (
+            begin + length * tensor.dtype.itemsize > self._file.size
+        ):
+            raise self._broken(f"a tensor reaches beyond record {key!r}")
+        try:
+            run = read_tensor(self._file, begin, tensor.dtype, (length,))
+            if self._swapped:
+                width = tensor.dtype.itemsize
+                run = run.view(torch.uint8).reshape(-1, width).flip(1).reshape(-1)
+                run = run.view(tensor.dtype)
+            return run.as_strided(sizes, strides, 0)
+        except (RuntimeError, OverflowError) as error:
+            raise self._broken(str(error)) from error
+
+    def _read_directory(self, archive: zipfile.ZipFile) -> None:
+        entries = {}
+        for entry in archive.infolist():
+            # The folder in the archive is called after the file.
+            name = entry.filename.partition("/")[2]
+            if name in entries:
+                raise ValueError(f"record {name!r:.200} stands twice")
+            entries[name] = entry
+        if "data.pkl" not in entries:
+            raise ValueError("it has no record data.pkl")
+        for name, entry in entries.items():
+            if name.startswith("data/"):
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                    raise ValueError(f"record {name!r:.200} is compressed or encrypted")
+                if entry.file_size > self._file.size:
+                    raise ValueError(f"record {name!r:.200} is larger than the file")
+                self._records[name.removeprefix("data/")] = _Record(
+                    entry.header_offset, entry.file_size
+                )
+        self._description = self._small_record(archive, entries["data.pkl"], _MAX_DESCRIPTION)
+        order = entries.get("byteorder")
+        order_name = self._small_record(archive, order, 16) if order else b"little"
+        if order_name not in (b"little", b"big"):
+            raise ValueError(f"its byte order is {order_name!r}")
+        self._swapped = order_name == b"big"
+
+    def _small_record(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+        if entry.file_size > most or entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{entry.filename!r:.200} is compressed or has more than {most} bytes")
+        try:
+            with archive.open(entry) as record:
+                return record.read(most)
+        except (RuntimeError, EOFError) as error:
+            raise ValueError(str(error)) from error
+
+    def _key(self, tensor: Tensor) -> str:
+        # torch notes where in the file a storage without numbers has them.
+        place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        return self._places.get(cast(int, place), "")
+
+    def _begin(self, record: _Record) -> int:
+        header = self._file.read(record.header, _LOCAL_HEADER.size)
+        signature, name, extra = _LOCAL_HEADER.unpack(header)
+        if signature != b"PK\x03\x04":
+            raise self._broken("a record has no header")
+        return record.header + _LOCAL_HEADER.size + name + extra
+
+    def _broken(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._file.path} is not a whole PyTorch file ({reason:.500}). It may be truncated; "
+            "copy or write it again."
+        )
+
+
+class _Stream(io.RawIOBase):
+    """A file as `zipfile` wants it: its end and its directory are read, not the numbers."""
+
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        if start + offset < 0:
+            raise ValueError("a position before the file's beginning")
+        self._at = start + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read up to `size` bytes; all to the end where it is negative."""
+        left = max(0, self._file.size - self._at)
+        length = left if size is None or size < 0 else min(size, left)
+        if length > _MAX_DESCRIPTION:
+            raise ValueError(f"its directory has more than {_MAX_DESCRIPTION} bytes")
+        content = self._file.read(self._at, length)
+        self._at += length
+        return content
+
+
+def _load_legacy(file: ByteFile) -> Any:
+    if file.size > _MAX_LEGACY:
+        raise CheckpointError(
+            f"{file.path} has the format from before PyTorch 1.6, which must be read as a whole, "
+            f"and more than 1 GiB ({file.size} bytes), or is no PyTorch file. Load and save it "
+            "with a newer PyTorch."
+        )
+    return load_plain(io.BytesIO(file.read(0, file.size)), file.path, "cpu")
+
+
+def load_plain(stream: io.BytesIO, path: Path, device: str) -> Any:
+    """Load what ``torch.save`` wrote, if it is tensors and plain values only.
+
+    Raises
+    ------
+    CheckpointError
+        If it needs more, or is broken; the message names `path`.
+    """
+    stream.seek(0)
+    try:
+        return torch.load(stream, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded as tensors and plain values, and nothing else is ever loaded "
+            f"({_first_lines(error)}). Save the model's state_dict() alone, best as safetensors."
+        ) from error
+    # A broken pickle can fail in every function that it may call.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a whole PyTorch file ({type(error).__name__}: {error!s:.300}). It may "
+            "be truncated; copy or write it again."
+        ) from error
+
+
+def _first_lines(error: Exception) -> str:
+    """Return what torch says is wrong, without its advice to load the file all the same."""
+    text = str(error)
+    reason = re.search(r"WeightsUnpickler error: *(.*)", text)
+    return (reason.group(1) if reason else text.split("\n", 1)[0])[:300]
+
+
+def _named_tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(loaded, Mapping):
+        return
+    for key in NESTED:
+        inner = loaded.get(key)
+        if isinstance(inner, Mapping) and any(isinstance(t, Tensor) for t in inner.values()):
+            loaded = inner
+            break
+    for name, value in loaded.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            yield name, value.detach()
+
+
+class TorchReader:
+    """Model folders with whole weights as ``pytorch_model.bin``, in one file or in shards."""
+
+    format = "pytorch"
+
+    def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
+        """Return the folder, unless it holds the same weights as safetensors too."""
+        if {"model.safetensors", "model.safetensors.index.json"} & set(names):
+            return []
+        if MODEL_INDEX in names:
+            return [shard_candidate(folder, MODEL_INDEX, names, self.format)]
+        return [Candidate(folder, self.format, (MODEL_FILE,))] if MODEL_FILE in names else []
+
+    def open(self, candidate: Candidate, step: int) -> Checkpoint:
+        """Open it, reading descriptions only."""
+        folder = candidate.path
+        store: TensorStore
+        if MODEL_INDEX in candidate.files:
+            store = ShardedStore(folder, MODEL_INDEX, TorchFile)
+        else:
+            store = TorchFile(inside(folder, MODEL_FILE))
+        return ModelCheckpoint(folder, store, step, read_config(folder))
+
+
+class TorchFileReader:
+    """Single files that hold a model's weights, alone or beside a trainer's state.
+
+    They count where the folder has no model or adapter of another form: there, loose files are
+    what belongs to it.
+    """
+
+    format = "pytorch file"
+
+    def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
+        """Return the files that may hold weights, by their names."""
+        if has_model(names):
+            return []
+        return [
+            Candidate(folder / name, self.format, (name,))
+            for name in sorted(names)
+            if name.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(name)
+        ]
+
+    def open(self, candidate: Candidate, step: int) -> Checkpoint:
+        """Open it, reading its description only."""
+        folder = candidate.path.parent
+        file = TorchFile(inside(folder, candidate.path.name))
+        return ModelCheckpoint(candidate.path, file, step, read_config(folder))
+
+
+def has_model(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names holds a model or adapter that is a folder."""
+    return not _FOLDERS.isdisjoint(names)
