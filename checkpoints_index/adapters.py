@@ -18,6 +18,7 @@ from checkpoints_index.adapter_methods import (
     scaling,
     shape_and_rank,
 )
+from checkpoints_index.byte_files import has_file, inside, open_bytes, read_json
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import (
     DTYPES,
@@ -28,14 +29,18 @@ from checkpoints_index.matrices import (
     clean_name,
     locate,
 )
-from checkpoints_index.safetensors_files import TensorFile, read_json
+from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import sorsa_weight
 from checkpoints_index.tensors import TensorStore
+from checkpoints_index.torch_files import TorchFile
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-WEIGHTS: dict[str, Callable[[Path], TensorStore]] = {WEIGHTS_FILE: TensorFile}
-"""How each file with an adapter's tensors is opened; the first one there is taken, as by PEFT."""
+# The first one there is taken, as by PEFT.
+_STORES: dict[str, Callable[[Path], TensorStore]] = {
+    WEIGHTS_FILE: TensorFile,
+    "adapter_model.bin": TorchFile,
+}
 
 _PEFT_PREFIX = "base_model.model."
 _SHARED_STEM = "base_model"
@@ -73,7 +78,7 @@ class AdapterFolder:
     Parameters
     ----------
     path : Path
-        The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        The folder, with ``adapter_config.json`` and ``adapter_model.safetensors`` or ``.bin``.
     step : int
         The optimizer step it belongs to.
 
@@ -86,7 +91,7 @@ class AdapterFolder:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         self.step = step
-        self.settings = read_json(path / CONFIG_FILE)
+        self.settings = read_json(inside(path, CONFIG_FILE))
         self.kind = str(self.settings.get("peft_type"))
         if self.kind not in METHODS:
             raise CheckpointError(
@@ -107,8 +112,8 @@ class AdapterFolder:
     @property
     def fingerprint(self) -> str:
         """Names, sizes and times of change of both files."""
-        status = (self.path / CONFIG_FILE).stat()
-        return f"{self._file.fingerprint},{status.st_size}:{status.st_mtime_ns}"
+        settings = open_bytes(self.path / CONFIG_FILE)
+        return f"{self._file.fingerprint},{settings.fingerprint}"
 
     @property
     def base(self) -> str | None:
@@ -239,14 +244,14 @@ class AdapterFolder:
 
 
 def _open_weights(folder: Path) -> TensorStore:
-    present = [name for name in WEIGHTS if (folder / name).is_file()]
+    present = [name for name in _STORES if has_file(inside(folder, name))]
     name = present[0] if present else WEIGHTS_FILE
-    return WEIGHTS[name](folder / name)
+    return _STORES[name](inside(folder, name))
 
 
 def is_adapter_folder(path: Path) -> bool:
     """Whether the folder holds a PEFT adapter."""
-    return (path / CONFIG_FILE).is_file()
+    return has_file(path / CONFIG_FILE)
 
 
 def is_initial_adapter(path: Path) -> bool:

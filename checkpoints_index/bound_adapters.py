@@ -15,7 +15,9 @@ from torch import Tensor
 from checkpoints_index import peft_layers
 from checkpoints_index.adapter_methods import METHODS, REPEATABLE, UNREAD_LORA, scaling
 from checkpoints_index.adapters import AdapterFolder, AdapterLayer, is_initial_adapter
+from checkpoints_index.byte_files import names_in
 from checkpoints_index.errors import CheckpointError
+from checkpoints_index.layouts import Stripes
 from checkpoints_index.logical import LogicalMatrix
 from checkpoints_index.matrices import Checkpoint, Matrix, Weight
 from checkpoints_index.stacks import Stacks
@@ -234,8 +236,8 @@ class BoundAdapter:
         start = self._adapter.rewrites_base
         if start is None:
             return None
-        around = {p for folder in (self.path, self.path.parent) for p in folder.iterdir()}
-        found = [p for p in sorted(around - {self.path}) if is_initial_adapter(p)]
+        around = [p / name for p in (self.path, self.path.parent) for name in sorted(names_in(p))]
+        found = [p for p in around if p != self.path and is_initial_adapter(p)]
         if len(found) > 1:
             raise CheckpointError(
                 f"{self.path} needs the adapter from before training, and several folders could "
@@ -258,6 +260,11 @@ class BoundAdapter:
     def _refuse_other_shape(self, layer: AdapterLayer, parts: list[LogicalMatrix]) -> None:
         if not parts:
             return
+        if any(p.outputs is None for p in parts):
+            raise CheckpointError(
+                f"{self.path} changes {layer.matrix.name!r}, which holds many experts in the base "
+                f"{self._base.path}. Merge it into its base with PEFT and analyse the merged model."
+            )
         base = (sum(p.matrix.shape[0] for p in parts), parts[0].matrix.shape[1])
         own = layer.matrix.shape
         if layer.whole and own == base[::-1]:
@@ -287,7 +294,11 @@ class _PlainBase:
 
     def parts_of(self, layer_path: str) -> list[LogicalMatrix]:
         matrix = self._matrices.get(layer_path)
-        return [] if matrix is None else [LogicalMatrix(matrix, layer_path, layer_path, _whole)]
+        if matrix is None:
+            return []
+        m, _ = matrix.shape
+        every = Stripes(blocks=1, block=m, start=0, stop=m)
+        return [LogicalMatrix(matrix, layer_path, layer_path, _whole, outputs=every)]
 
     def read_layer(self, layer_path: str) -> Tensor:
         weight = self._base.read(self._matrices[layer_path])
@@ -300,27 +311,22 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _taken(part: LogicalMatrix, layer: Tensor) -> Tensor:
-    return part.take(layer if part.rows is None else layer[part.rows])
-
-
 def _weight_of_part(weight: Weight, part: LogicalMatrix) -> Weight:
     if weight.dense is not None:
-        return Weight(dense=_taken(part, weight.dense))
+        return Weight(dense=part.of(weight.dense))
     if weight.delta is not None:
-        return Weight(delta=_taken(part, weight.delta))
-    rows = getattr(part, "rows_of_output", slice(None))
-    if weight.update is None or (isinstance(rows, slice) and rows == slice(None)):
+        return Weight(delta=part.of(weight.delta))
+    if weight.update is None:
         return weight
-    if rows is None:
-        raise CheckpointError(f"{part.matrix.name!r} is no part of a linear layer's outputs.")
-    b, a = weight.update
-    return Weight(update=(b[rows], a))
+    # The trained factors are those of the whole layer, and say nothing of a part of it.
+    whole = len(weight.update[0]) == part.matrix.shape[0]
+    factors = weight.factors if whole else None
+    return Weight(update=part.of_update(*weight.update), factors=factors)
 
 
 def _is_transposed(layer: Tensor, part: LogicalMatrix) -> bool:
     """Whether a layer's weight is stored as (in, out), as by Conv1D."""
     # A square one does not show it, but how a part is taken from it does.
     columns = torch.arange(layer.shape[1], dtype=torch.int32).expand(layer.shape)
-    first = _taken(part, columns)[0]
+    first = part.of(columns)[0]
     return not torch.equal(first, torch.arange(len(first), dtype=torch.int32))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import peft
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from checkpoints_index import Checkpoint, CheckpointError, open_model
 from tests.checkpoints_index.adapted import (
@@ -120,3 +122,16 @@ def test_other_methods_are_refused_with_advice(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"is a LN_TUNING adapter; read are LORA, .* Merge"):
         open_adapter(tmp_path)
+
+
+def test_a_torch_file_is_read_like_a_safetensors_file(tmp_path: Path, base: Checkpoint) -> None:
+    write("DoRA", tmp_path)
+    before = open_adapter(tmp_path).bind(base)
+    weights = [before.read(matrix) for matrix in before.matrices]
+    file = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(file), tmp_path / "adapter_model.bin")
+    file.unlink()
+    after = open_adapter(tmp_path).bind(base)
+    assert after.matrices == before.matrices
+    for matrix, weight in zip(after.matrices, weights, strict=True):
+        assert after.read(matrix).same_as(weight)

@@ -14,10 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from checkpoints_index import Checkpoint, CheckpointError, Matrix, Weight, open_model
-from checkpoints_index.logical import LogicalMatrix
+from checkpoints_index import Checkpoint, CheckpointError, open_model
 from checkpoints_index.snapshots import BASE_FILE
 from tests.checkpoints_index.adapted import (
     METHODS,
@@ -243,51 +249,6 @@ def test_an_adapter_that_peft_converted_is_a_plain_lora(tmp_path: Path, base: Ch
 # Layers that are more, or stored otherwise, than one matrix (out, in).
 
 
-class Gpt2:
-    """GPT-2 as a base: Conv1D weights are (in, out), and c_attn holds q, k and v."""
-
-    method, step, fingerprint, base = "full-ft", 0, "", None
-    path = Path("gpt2")
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self._weights = weights
-        self._parts: dict[str, list[LogicalMatrix]] = {}
-        for name, weight in weights.items():
-            n, size = weight.shape[0], weight.shape[0]
-            count = 3 if name.endswith("c_attn") else 1
-            self._parts[name] = [
-                self._part(name, i, (weight.shape[1] // count, n), slice(i * size, (i + 1) * size))
-                for i in range(count)
-            ]
-        self.matrices = [part.matrix for parts in self._parts.values() for part in parts]
-
-    @staticmethod
-    def _part(name: str, i: int, shape: tuple[int, int], rows: slice) -> LogicalMatrix:
-        fused = name.endswith("c_attn")
-        module = "qkv"[i] if fused else name.rsplit(".", 1)[-1]
-        rows = rows if fused else slice(None)
-        matrix = Matrix(f"{name}.{module}" if fused else name, 0, module, shape, "float32")
-        part = LogicalMatrix(matrix, f"{name}.weight", name, partial(transposed_columns, rows))
-        object.__setattr__(part, "rows_of_output", rows)
-        return part
-
-    def parts_of(self, layer_path: str) -> list[LogicalMatrix]:
-        return self._parts.get(layer_path, [])
-
-    def read_layer(self, layer_path: str) -> Tensor:
-        return self._weights[layer_path]
-
-    def bind(self, base: Checkpoint) -> Checkpoint:
-        return self
-
-    def read(self, matrix: Matrix) -> Weight:
-        raise NotImplementedError
-
-
-def transposed_columns(columns: slice, weight: Tensor) -> Tensor:
-    return weight[:, columns].T
-
-
 def tiny_gpt2() -> Any:
     config = GPT2Config(
         vocab_size=8, n_positions=8, n_embd=24, n_layer=1, n_head=2, initializer_range=0.2
@@ -296,12 +257,17 @@ def tiny_gpt2() -> Any:
         return GPT2LMHeadModel(config)
 
 
-def conv1d_weights(model: Any) -> dict[str, Tensor]:
-    return {
-        name.removesuffix(".weight"): tensor.detach().clone()
-        for name, tensor in model.named_parameters()
-        if tensor.ndim == 2 and ".h." in name
-    }
+def tiny_neox() -> Any:
+    config = GPTNeoXConfig(
+        vocab_size=8,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
+    with seeded(0):
+        return GPTNeoXForCausalLM(config)
 
 
 CONV1D: dict[str, Callable[..., peft.PeftConfig]] = {
@@ -320,30 +286,46 @@ CONV1D: dict[str, Callable[..., peft.PeftConfig]] = {
 def test_parts_of_a_fused_conv1d(name: str, tmp_path: Path) -> None:
     # c_proj of the attention is square: nothing in its shape shows that it is transposed.
     targets = ["c_attn", "c_proj", "c_fc"]
-    model = adapt(tiny_gpt2(), partial(CONV1D[name], target_modules=targets))
-    w_0 = conv1d_weights(tiny_gpt2())
+    assert_parts(tiny_gpt2, partial(CONV1D[name], target_modules=targets), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["LoRA", "DoRA", "PiSSA", "AdaLoRA", "SORSA", "VeRA", "OFT", "IA3"]
+)
+def test_parts_that_lie_head_by_head(name: str, tmp_path: Path) -> None:
+    config = METHODS[name].config()
+    config.target_modules = {"query_key_value", "dense"}  # type: ignore[attr-defined]
+    assert_parts(tiny_neox, lambda: config, tmp_path)
+
+
+def assert_parts(
+    make: Callable[[], Any], config: Callable[[], peft.PeftConfig], folder: Path
+) -> None:
+    """The matrices of the merged model are those of its adapter on the base."""
+    make().save_pretrained(folder / "base")
+    base = open_model(folder / "base")
+    model = adapt(make(), config)
     shake(model, size=0.1)
-    save(model, tmp_path)
+    save(model, folder / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = conv1d_weights(model.merge_and_unload())
-    gpt2 = Gpt2(w_0)
-    checkpoint = open_adapter(tmp_path).bind(gpt2)
-    attention = "transformer.h.0.attn.c_attn"
-    assert [m.name for m in checkpoint.matrices if m.name.startswith(attention)] == [
-        f"{attention}.{part}" for part in "qkv"
-    ]
-    assert {m.name for m in checkpoint.matrices} == {m.name for m in gpt2.matrices}
-    parts = {p.matrix.name: p for layer in w_0 for p in gpt2.parts_of(layer)}
+        model.merge_and_unload().save_pretrained(folder / "merged")
+    merged = open_model(folder / "merged")
+    after = {matrix.name: matrix for matrix in merged.matrices}
+    before = {matrix.name: matrix for matrix in base.matrices}
+    checkpoint = open_adapter(folder / "adapter").bind(base)
+    # q, k, v and the others; all of the attention's, at least.
+    assert len(checkpoint.matrices) >= 4
     for matrix in checkpoint.matrices:
-        part = parts[matrix.name]
-        before, after = (part.take(weights[part.layer_path]) for weights in (w_0, merged))
-        found = checkpoint.read(matrix).on(before)
-        size = max(after.abs().max().item(), before.abs().max().item())
+        w_0, w_t = base.read(before[matrix.name]).dense, merged.read(after[matrix.name]).dense
+        assert w_0 is not None
+        assert w_t is not None
+        size = max(w_t.abs().max().item(), w_0.abs().max().item())
         tolerance = 16 * torch.finfo(torch.float32).eps * size
-        torch.testing.assert_close(found, after.double(), rtol=0, atol=tolerance)
-        assert (after - before).abs().max().item() > 1e-4 * size
-        assert matrix.shape == tuple(after.shape)
+        found = checkpoint.read(matrix).on(w_0)
+        torch.testing.assert_close(found, w_t.double(), rtol=0, atol=tolerance)
+        assert (w_t - w_0).abs().max().item() > 1e-4 * size
+        assert matrix.shape == tuple(w_t.shape)
 
 
 # Bases.
