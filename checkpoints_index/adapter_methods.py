@@ -188,9 +188,7 @@ def scaling(settings: Settings, path: str, rank: int) -> float:
         alpha = _number(settings.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha")
         start = _number(settings.get("init_r", _DEFAULT_INIT_R), "init_r")
         return (alpha if alpha > 0 else float(rank)) / (start + _ADALORA_EPSILON)
-    patterns = settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping):
-        raise ValueError(f"alpha_pattern must map patterns to numbers, got {patterns!r}")
+    patterns = _patterns(settings, "alpha_pattern")
     found = _matching(list(patterns), path)
     value = settings.get("lora_alpha", _DEFAULT_ALPHA) if found is None else patterns[found]
     alpha = _number(value, "lora_alpha")
@@ -201,15 +199,22 @@ def scaling(settings: Settings, path: str, rank: int) -> float:
 
 def check_settings(settings: Settings) -> None:
     """Raise ValueError where `scaling` would for any layer, or PEFT should not see a pattern."""
-    if settings.get("peft_type") in ("LORA", "ADALORA"):
-        scaling(settings, "", 1)
-        for value in (settings.get("alpha_pattern") or {}).values():
-            _number(value, "alpha_pattern")
     for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in settings.get(name) or ():
-            _compiled(str(pattern))
+        for pattern in _patterns(settings, name):
+            _compiled(pattern)
     if isinstance(settings.get("feedforward_modules"), str):
         _compiled(settings["feedforward_modules"])
+    if settings.get("peft_type") in ("LORA", "ADALORA"):
+        scaling(settings, "", 1)
+        for value in _patterns(settings, "alpha_pattern").values():
+            _number(value, "alpha_pattern")
+
+
+def _patterns(settings: Settings, name: str) -> Mapping[str, Any]:
+    patterns = settings.get(name) or {}
+    if not isinstance(patterns, Mapping):
+        raise ValueError(f"{name} must map patterns to numbers, got {patterns!r}")
+    return patterns
 
 
 def _matching(patterns: list[str], path: str) -> str | None:

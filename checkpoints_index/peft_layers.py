@@ -47,6 +47,9 @@ _LEFT_OUT = {
     "runtime_config",
 }
 _ADAPTER = "default"
+# What PEFT repeats so many times, which no method that works needs often: 5 terms, 3 factors.
+_COUNTS = ("num_cayley_neumann_terms", "boft_n_butterfly_factor", "gralora_k", "depth")
+_LARGEST_COUNT = 256
 # Ranks above so many times the layer's size come from a damaged file; PEFT would allocate them.
 _LARGEST_RANK = 4
 
@@ -165,6 +168,10 @@ def _adapted(
     # 0 where a method has block sizes instead.
     if not isinstance(rank, int) or not 0 <= rank <= _LARGEST_RANK * largest:
         raise ValueError(f"r must be between 0 and {_LARGEST_RANK * largest}, got {rank!r}")
+    for name in _COUNTS:
+        count = settings.get(name, 1)
+        if not isinstance(count, int) or not 0 <= count <= _LARGEST_COUNT:
+            raise ValueError(f"{name} must be between 0 and {_LARGEST_COUNT}, got {count!r}")
     kept = {key: value for key, value in settings.items() if key not in _LEFT_OUT}
     config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[settings["peft_type"]].from_peft_type(**kept)
     config.target_modules = {path, *extents}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,44 @@ def test_a_rank_out_of_bounds_is_refused_before_anything_is_made(
     change_settings(tmp_path, r=r)
     with pytest.raises(CheckpointError, match=r"r must be between 0 and 128, got"):
         read_first(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("OFT", "num_cayley_neumann_terms"),
+        ("BOFT", "boft_n_butterfly_factor"),
+        ("GraLoRA", "gralora_k"),
+        ("PEANuT", "depth"),
+    ],
+)
+@pytest.mark.parametrize("count", [2**31, -1, "5"])
+def test_what_would_be_repeated_forever_is_refused(
+    name: str, setting: str, count: object, tmp_path: Path, base: Checkpoint
+) -> None:
+    write(name, tmp_path)
+    change_settings(tmp_path, **{setting: count})
+    with pytest.raises(CheckpointError, match=rf"{setting} must be between 0 and 256, got"):
+        read_first(tmp_path, base)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "DoRA", "PiSSA", "AdaLoRA", "VeRA", "OFT", "BOFT", "IA3"])
+def test_any_setting_gives_a_weight_or_one_error(
+    name: str, tmp_path: Path, base: Checkpoint
+) -> None:
+    write(name, tmp_path)
+    config = tmp_path / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    outcomes = set()
+    for setting in settings:
+        for odd in (None, True, -1, 10**12, 1e308, "q_proj", [None], {"a": {"b": 1}}):
+            config.write_text(json.dumps(settings | {setting: odd}))
+            try:
+                outcomes.add(read_first(tmp_path, base).shape)
+            except CheckpointError as error:
+                assert str(tmp_path) in str(error)
+                outcomes.add(CheckpointError)
+    assert outcomes == {torch.Size([32, 32]), CheckpointError}
 
 
 @pytest.mark.parametrize("name", ["DoRA", "LoHa", "OFT, blocks shared", "IA3", "RandLoRA", "HiRA"])
