@@ -120,7 +120,7 @@ def test_any_setting_gives_a_weight_or_one_error(
     write(name, tmp_path)
     config = tmp_path / "adapter_config.json"
     settings = json.loads(config.read_text())
-    outcomes = set()
+    outcomes: set[object] = set()
     for setting in settings:
         for odd in (None, True, -1, 10**12, 1e308, "q_proj", [None], {"a": {"b": 1}}):
             config.write_text(json.dumps(settings | {setting: odd}))
