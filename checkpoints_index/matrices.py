@@ -28,9 +28,9 @@ ALL_LINEAR = "all-linear"
 # No model has a million layers; a longer number is part of a name, and could not be stored.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _NOT_LINEAR = re.compile(
-    r"(^|_)(bias|bias_table|norm\d?|layernorm|ln(_\w)?|embed|embeddings?|embed_tokens"
+    r"(^|_)(bias|bias_table|norm\d?|layernorm|ln(_\w)?|embed|embeddings?|embed_(tokens|in|out)"
     r"|embed_positions|pos_embed|rel_pos_[hw]|positions?|inv_freq|lm_heads?|wte|wpe)$"
-    r"|_log$|^time_(mix|decay|first|maa|faaaa)"
+    r"|^shared$|_log$|^time_(mix|decay|first|maa|faaaa)"
 )
 
 DTYPES = {
@@ -289,13 +289,15 @@ def matches(name: str, patterns: Iterable[str] | None, module: str | None = None
     >>> matches("vision_tower.layers.0.self_attn.q_proj", ["vision_tower.*"], "vision_tower.q_proj")
     True
     """
-    last = name.rsplit(".", 1)[-1]
-    return patterns is None or any(
+    if patterns is None:
+        return True
+    module = module or name
+    paths, lasts = (name, module), (name.rsplit(".", 1)[-1], module.rsplit(".", 1)[-1])
+    return any(
         is_linear(name)
         if pattern == ALL_LINEAR
         else any(
-            fnmatch.fnmatchcase(text, pattern)
-            for text in ((name, module or name) if "." in pattern else (last,))
+            fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts)
         )
         for pattern in patterns
     )
