@@ -28,9 +28,9 @@ ALL_LINEAR = "all-linear"
 # No model has a million layers; a longer number is part of a name, and could not be stored.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _NOT_LINEAR = re.compile(
-    r"(^|_)(bias|bias_table|norm\d?|layernorm|ln(_\w)?|embed|embeddings?|embed_(tokens|in|out)"
-    r"|embed_positions|pos_embed|rel_pos_[hw]|positions?|inv_freq|lm_heads?|wte|wpe)$"
-    r"|^shared$|_log$|^time_(mix|decay|first|maa|faaaa)"
+    r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
+    r"|embed_(tokens|positions|in|out|sum|avg)|pos_embed|rel_pos_[hw]|positions?|inv_freq|codebook"
+    r"|scale|lm_heads?)$|^(shared|d)$|_log$|^time_(mix|decay|first|maa|faaaa)"
 )
 
 DTYPES = {

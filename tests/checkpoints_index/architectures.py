@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+
+from checkpoints_index.logical import LogicalMatrix, logical_matrices
+from checkpoints_index.matrices import torch_dtype_name
+from checkpoints_index.tensors import StoredTensor
+
+QKV = ("q_proj", "k_proj", "v_proj")
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -81,8 +88,9 @@ def _one_image(model: nn.Module) -> None:
 
 
 def _qwen_patches(model: nn.Module) -> None:
-    model.visual(torch.randn(4, 3 * 2 * 4 * 4), grid_thw=torch.tensor([[1, 2, 2]]))
-    _one_token(model.language_model)
+    visual = model.get_submodule("visual")
+    visual(torch.randn(4, 3 * 2 * 4 * 4), grid_thw=torch.tensor([[1, 2, 2]]))
+    _one_token(model.get_submodule("language_model"))
 
 
 @dataclass(frozen=True)
@@ -325,3 +333,24 @@ def tiny(name: str) -> tuple[nn.Module, dict[str, Any]]:
             elif parameter.ndim > 1:
                 parameter.normal_(std=0.3)
     return model.eval(), config.to_dict()
+
+
+def described(tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
+    """What headers say of tensors."""
+    return {
+        name: StoredTensor(tuple(t.shape), torch_dtype_name(t.dtype)) for name, t in tensors.items()
+    }
+
+
+def logical(name: str) -> list[LogicalMatrix]:
+    """The logical matrices of a line's model."""
+    model, config = tiny(name)
+    return logical_matrices(described(model.state_dict()), config)
+
+
+def by_tensor(name: str) -> dict[str, dict[str, LogicalMatrix]]:
+    """The matrices of each stored tensor, by the last part of their names."""
+    found: dict[str, dict[str, LogicalMatrix]] = defaultdict(dict)
+    for matrix in logical(name):
+        found[matrix.tensor][matrix.matrix.name.rsplit(".", 1)[-1]] = matrix
+    return found

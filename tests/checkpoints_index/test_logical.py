@@ -1,46 +1,25 @@
-"""Logical matrices are what the models compute with: truth is their own forward pass."""
+"""Every weight of a model's layers is in one logical matrix, and read without more."""
 
 from __future__ import annotations
 
-import json
-import re
+import pickle
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from checkpoints_index import matches
-from checkpoints_index.logical import LogicalMatrix, logical_matrices
-from checkpoints_index.matrices import torch_dtype_name
+from checkpoints_index.errors import CheckpointError
+from checkpoints_index.logical import logical_matrices
 from checkpoints_index.tensors import StoredTensor
-from tests.checkpoints_index.architectures import ARCHITECTURES, tiny
-
-QKV = ("q_proj", "k_proj", "v_proj")
-
-
-def described(tensors: dict[str, Tensor]) -> dict[str, StoredTensor]:
-    return {
-        name: StoredTensor(tuple(t.shape), torch_dtype_name(t.dtype)) for name, t in tensors.items()
-    }
-
-
-def logical(name: str) -> list[LogicalMatrix]:
-    model, config = tiny(name)
-    return logical_matrices(described(model.state_dict()), config)
-
-
-def by_tensor(name: str) -> dict[str, dict[str, LogicalMatrix]]:
-    """The matrices of each stored tensor, by the last part of their names."""
-    found: dict[str, dict[str, LogicalMatrix]] = defaultdict(dict)
-    for matrix in logical(name):
-        found[matrix.tensor][matrix.matrix.name.rsplit(".", 1)[-1]] = matrix
-    return found
+from tests.checkpoints_index.architectures import (
+    ARCHITECTURES,
+    QKV,
+    by_tensor,
+    logical,
+    tiny,
+)
 
 
 def linear_parameters(model: nn.Module) -> set[str]:
@@ -81,268 +60,117 @@ def test_every_weight_of_the_layers_is_in_one_matrix(name: str) -> None:
         assert torch.equal(torch.cat(parts).sort().values, tensors[path].flatten())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_labels_are_unique_and_the_expected_ones(name: str) -> None:
-    matrices = [m.matrix for m in logical(name)]
-    assert len({m.name for m in matrices}) == len(matrices)
-    assert len({(m.layer, m.module) for m in matrices}) == len(matrices)
-    assert set(ARCHITECTURES[name].modules) <= {m.module for m in matrices}
-    assert all(matches(m.name, [m.module], m.module) for m in matrices)
+# Reading no more than is needed, in any process.
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_all_linear_is_every_matrix(name: str) -> None:
-    model, _ = tiny(name)
-    assert all(matches(m.matrix.name, ["all-linear"], m.matrix.module) for m in logical(name))
-    embeddings = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding)]
-    assert not any(matches(n, ["all-linear"]) for n in embeddings)
-
-
-# What a model computes with.
-
-
-class Products(TorchFunctionMode):
-    """Records what is multiplied after a layer has run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        factors = tuple(kwargs[key] for key in ("batch1", "batch2") if key in kwargs)
-        self.calls.append((getattr(func, "__name__", ""), (*args, *factors)))
-        return func(*args, **kwargs)
-
-    def attention(self) -> dict[str, Tensor]:
-        """Query, key and value of the first token, each of shape (heads, length)."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for name, args in self.calls:
-            if name == "scaled_dot_product_attention" and not pairs:
-                return {p: t[..., 0, :].flatten(0, -2) for p, t in zip(QKV, args, strict=False)}
-            if name in ("matmul", "bmm", "baddbmm") and len(pairs) < 2:
-                pairs.append(args[-2:])
-        (query, key), (_, value) = pairs
-        found = (query[..., 0, :], key.transpose(-1, -2)[..., 0, :], value[..., 0, :])
-        return {part: t.flatten(0, -2) for part, t in zip(QKV, found, strict=True)}
-
-    def first_linear(self) -> Tensor:
-        """Input of the first layer, for the first token."""
-        inputs = next(args[0] for name, args in self.calls if name == "linear")
-        return inputs.flatten(0, -2)[0]
-
-
-def runs_after(name: str, paths: set[str]) -> dict[str, tuple[Tensor, Products]]:
-    """The first token's input of some layers, and the products after each of them."""
-    model, _ = tiny(name)
-    inputs: dict[str, Tensor] = {}
-    marks: dict[str, int] = {}
-    hooks = []
-    products = Products()
-
-    def remember(path: str):
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
-            inputs.setdefault(path, args[0].flatten(0, -2)[0])
-            marks.setdefault(path, len(products.calls))
-
-        return hook
-
-    for path in paths:
-        hooks.append(model.get_submodule(path).register_forward_hook(remember(path)))
-    torch.manual_seed(1)
-    with torch.no_grad(), products:
-        ARCHITECTURES[name].run(model)
-    for hook in hooks:
-        hook.remove()
-    found = {}
-    for path in paths:
-        after = Products()
-        after.calls = products.calls[marks[path] :]
-        found[path] = (inputs[path], after)
-    return found
-
-
-FUSED_ATTENTION = [
-    name
-    for name, line in ARCHITECTURES.items()
-    if line.config
-    in (
-        "GPT2Config OpenAIGPTConfig ImageGPTConfig GPTBigCodeConfig CodeGenConfig GPTNeoXConfig "
-        "BloomConfig FalconConfig PersimmonConfig Phi3Config MptConfig ModernBertConfig "
-        "DebertaConfig MiniMaxConfig Qwen2VLConfig BlipVisionConfig DbrxConfig"
-    ).split()
-]
-
-
-@pytest.mark.parametrize("name", FUSED_ATTENTION)
-def test_queries_keys_and_values_are_what_attention_computes_with(name: str) -> None:
-    model, _ = tiny(name)
-    fused = {
-        tensor.removesuffix(".weight"): parts
-        for tensor, parts in by_tensor(name).items()
-        if len(parts) > 1 and set(parts) <= set(QKV)
-    }
-    assert fused
-    for path, (inputs, products) in runs_after(name, set(fused)).items():
-        attention = products.attention()
-        for part, matrix in fused[path].items():
-            expected = matrix.of(model.get_submodule(path).weight.detach()) @ inputs
-            # MiniMax's linear attention passes them through its activation first.
-            expected = functional.silu(expected) if name == "MiniMax" else expected
-            found = attention[part]
-            expected = expected.view(-1, found.shape[-1])
-            # Shared heads may have been repeated for the queries, and scaled by one factor.
-            found = found[:: len(found) // len(expected)]
-            factor = found.norm() / expected.norm()
-            assert torch.allclose(found, factor * expected, atol=1e-4 * found.norm()), (path, part)
-
-
-@pytest.mark.parametrize("name", ["Phi-3", "ModernBERT", "Granite-MoE"])
-def test_gates_are_the_halves_that_are_activated(name: str) -> None:
-    model, _ = tiny(name)
-    halves = {
-        tensor.removesuffix(".weight"): parts
-        for tensor, parts in by_tensor(name).items()
-        if set(parts) == {"gate_proj", "up_proj"} and "expert" not in parts["up_proj"].matrix.name
-    }
-    assert len(halves) == 2
-    activation = functional.gelu if name == "ModernBERT" else functional.silu
-    for path, (inputs, products) in runs_after(name, set(halves)).items():
-        weight = model.get_submodule(path).weight.detach()
-        gate, up = (halves[path][part].of(weight) @ inputs for part in ("gate_proj", "up_proj"))
-        found = products.first_linear()
-        assert torch.allclose(found, activation(gate) * up, atol=1e-4 * found.norm())
-
-
-def silu_gated(gate: Tensor, up: Tensor) -> Tensor:
-    return functional.silu(gate) * up
-
-
-def gpt_oss_gated(gate: Tensor, up: Tensor) -> Tensor:
-    gate, up = gate.clamp(max=7), up.clamp(min=-7, max=7)
-    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
-
-
-EXPERTS = {
-    name: gpt_oss_gated if name == "gpt-oss" else silu_gated
-    for name in (
-        "Mixtral",
-        "Qwen2-MoE",
-        "gpt-oss",
-        "Llama 4",
-        "DeepSeek-V3",
-        "DBRX",
-        "Granite-MoE",
-        "Jamba",
-        "MiniMax",
-    )
-}
-
-
-@pytest.mark.parametrize("name", EXPERTS)
-def test_experts_compute_what_their_matrices_say(name: str) -> None:
+def test_the_run_of_rows_is_all_that_is_read(name: str) -> None:
     model, _ = tiny(name)
     tensors = model.state_dict()
-    experts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for m in logical(name):
-        if found := re.fullmatch(r"(.*\bexperts\.\d+)\.(\w+)", m.matrix.name):
-            module = {"w1": "gate_proj", "v1": "up_proj", "w2": "down_proj"}.get(found[2], found[2])
-            experts[found[1]][module] = m.of(tensors[m.tensor])
-    assert experts
-    torch.manual_seed(2)
-    inputs = torch.randn(1, 32)
-    for path, matrices in experts.items():
-        module, number = path.rsplit(".", 1)
-        layer = model.get_submodule(module)
-        with torch.no_grad():
-            if name == "Llama 4":
-                every = layer(inputs.repeat(layer.num_experts, 1))
-                found = every[int(number)]
-            else:
-                found = layer(inputs, torch.tensor([[int(number)]]), torch.ones(1, 1)).flatten()
-        hidden = EXPERTS[name](matrices["gate_proj"] @ inputs[0], matrices["up_proj"] @ inputs[0])
-        expected = matrices["down_proj"] @ hidden
-        assert torch.allclose(found, expected, atol=1e-4 * expected.norm()), path
+    for matrix in pickle.loads(pickle.dumps(logical(name))):
+        stored = tensors[matrix.tensor]
+        if matrix.rows is not None:
+            assert 0 <= matrix.rows.start < matrix.rows.stop <= stored.shape[0]
+            assert matrix.rows.stop - matrix.rows.start < stored.shape[0] or stored.shape[0] == 1
+            run = stored[matrix.rows].clone()
+            assert torch.equal(matrix.take(run), matrix.of(stored))
 
 
-# What Transformers itself fuses, splits or transposes between file and memory.
-
-RENAMED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj", "output_linear": "down_proj"}
-
-
-def key_of(matrix: LogicalMatrix) -> tuple[object, ...]:
-    """What names one matrix in the file and in memory."""
-    name = matrix.matrix.name
-    expert = re.search(r"experts\.(\d+)\.", name)
-    last = name.rsplit(".", 1)[-1]
-    return (
-        matrix.matrix.layer,
-        expert and expert[1],
-        "shared" in name,
-        "visual" in name,
-        RENAMED.get(last, last) if expert else last,
-    )
-
-
-@pytest.mark.parametrize("name", ["Mixtral", "Qwen2-MoE", "Granite-MoE", "Jamba", "Phi-3"])
-def test_files_hold_the_matrices_that_are_loaded(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["GPT-2", "Phi-3", "MPT", "Mixtral", "Llama 4", "DBRX", "Llama"])
+def test_matrices_are_views_of_what_is_stored(name: str) -> None:
     model, _ = tiny(name)
-    model.save_pretrained(tmp_path)
-    assert_loaded(model, tmp_path)
-
-
-CONVERTED: dict[str, tuple[str, dict[str, Any]]] = {
-    "Molmo 2": (
-        "Molmo2TextConfig",
-        {**ARCHITECTURES["Llama"].settings, "head_dim": 8},
-    ),
-    "GTE": ("GteConfig", ARCHITECTURES["BERT"].settings),
-    "Nomic BERT": ("NomicBertConfig", ARCHITECTURES["BERT"].settings),
-    "Jina 3": ("JinaEmbeddingsV3Config", ARCHITECTURES["BERT"].settings),
-    "Qwen3-VL-MoE": (
-        "Qwen3VLMoeConfig",
-        {
-            "text_config": {
-                **ARCHITECTURES["Mixtral"].settings,
-                "head_dim": 8,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-            },
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0],
-            },
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CONVERTED)
-def test_files_are_divided_as_transformers_divides_them(name: str, tmp_path: Path) -> None:
-    import transformers
-
-    kind, settings = CONVERTED[name]
-    torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(getattr(transformers, kind)(**settings))
-    model.save_pretrained(tmp_path)
-    assert_loaded(model, tmp_path)
-
-
-def assert_loaded(model: nn.Module, folder: Path) -> None:
-    stored = load_file(folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
     tensors = model.state_dict()
-    in_memory = {key_of(m): m for m in logical_matrices(described(tensors), config)}
-    on_disk = {key_of(m): m for m in logical_matrices(described(stored), config)}
-    compared = [key for key in in_memory if key in on_disk]
-    assert {"q_proj", "k_proj", "v_proj"} <= {key[-1] for key in compared}
-    assert len(compared) >= 6
-    for key in compared:
-        memory, disk = in_memory[key], on_disk[key]
-        weight = disk.of(stored[disk.tensor])
-        assert torch.equal(weight, memory.of(tensors[memory.tensor])), key
+    for matrix in logical(name):
+        stored = tensors[matrix.tensor]
+        part = matrix.of(stored)
+        assert part.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", ["Phi-3", "MPT", "GPT-BigCode", "DBRX", "ModernBERT"])
+def test_stacked_queries_keys_and_values_are_read_alone(name: str) -> None:
+    parts = [p for p in by_tensor(name).values() if set(p) == set(QKV)]
+    assert parts
+    assert all(matrix.rows is not None for found in parts for matrix in found.values())
+
+
+# Adapters of fused layers.
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Falcon, new", "Phi-3", "CodeGen", "GPT-NeoX", "Llama"])
+def test_parts_of_an_update_are_updates_of_the_parts(name: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    fused = {m.layer_path.rsplit(".", 1)[-1] for m in logical(name) if m.matrix.layer == 0}
+    conv1d = name == "GPT-2"
+    settings = LoraConfig(r=3, lora_alpha=6, target_modules=sorted(fused), fan_in_fan_out=conv1d)
+    torch.manual_seed(3)
+    model, _ = tiny(name)
+    adapted = get_peft_model(_copy(model), settings)
+    layers = {
+        path.removeprefix("base_model.model."): layer
+        for path, layer in adapted.named_modules()
+        if hasattr(layer, "lora_A")
+    }
+    before = model.state_dict()
+    seen = 0
+    for matrix in logical(name):
+        layer = layers[matrix.layer_path]
+        a, b = (getattr(layer, f"lora_{x}")["default"].weight.detach() for x in "AB")
+        b.normal_()
+        expected = matrix.of(layer.get_delta_weight("default").detach())
+        part_b, part_a = matrix.of_update(b, a)
+        assert torch.allclose(2 * part_b @ part_a, expected, atol=1e-5)
+        assert expected.shape == matrix.of(before[matrix.tensor]).shape
+        seen += 1
+    assert seen >= 12
+
+
+def _copy(model: nn.Module) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def test_experts_have_no_factors_in_common() -> None:
+    expert = next(m for m in logical("Mixtral") if "experts.1." in m.matrix.name)
+    with pytest.raises(ValueError, match="holds many experts. Take the matrix from the dense upd"):
+        expert.of_update(torch.ones(2, 1), torch.ones(1, 2))
+
+
+# What is no matrix, and what cannot be.
+
+
+def test_what_is_no_matrix_of_a_layer_is_left_out() -> None:
+    tensors = {
+        "layers.0.mlp.up_proj.weight": StoredTensor((4, 2), "float32"),
+        "layers.0.mlp.up_proj.bias": StoredTensor((4,), "float32"),
+        "layers.0.input_layernorm.weight": StoredTensor((2,), "float32"),
+        "layers.0.self_attn.rotary_emb.inv_freq": StoredTensor((2,), "float32"),
+        "layers.0.attn.relative_attention_bias.weight": StoredTensor((32, 4), "float32"),
+        "layers.0.attn.relative_position_bias_table": StoredTensor((9, 4), "float32"),
+        "layers.0.mlp.experts.gate_up_proj_bias": StoredTensor((4, 8), "float32"),
+        "layers.0.mixer.A_log": StoredTensor((4, 8), "float32"),
+        "layers.0.mixer.conv1d.weight": StoredTensor((4, 1, 8), "float32"),
+        "layers.0.mlp.packed.weight": StoredTensor((4, 2), "uint8"),
+        "layers.0.mlp.empty.weight": StoredTensor((0, 2), "float32"),
+        "layers.0.scalar": StoredTensor((), "float32"),
+        "embed_tokens.weight": StoredTensor((9, 2), "float32"),
+        "lm_heads.0.weight": StoredTensor((9, 2), "float32"),
+        "lm_head.weight": StoredTensor((9, 2), "float32"),
+    }
+    assert [m.tensor for m in logical_matrices(tensors)] == ["layers.0.mlp.up_proj.weight"]
+
+
+def test_two_tensors_of_one_layer_are_an_error() -> None:
+    stored = StoredTensor((4, 2), "float32")
+    tensors = {"module.layers.0.fc.weight": stored, "layers.0.fc.weight": stored}
+    with pytest.raises(CheckpointError, match="but 'module.layers.0.fc.weight' and 'layers.0.fc.w"):
+        logical_matrices(tensors)
+
+
+def test_more_experts_than_there_can_be_are_an_error() -> None:
+    tensors = {"layers.0.experts.w1": StoredTensor((10**9, 1, 1), "float32")}
+    with pytest.raises(CheckpointError, match="at most 65536 experts, .* has 1000000000"):
+        logical_matrices(tensors)
+    sizes = {"layers.0.ffn.experts.mlp.w1": StoredTensor((10, 4), "float32")}
+    config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 3}}
+    with pytest.raises(CheckpointError, match="has 10 rows, which do not divide among the 3 exp"):
+        logical_matrices(sizes, config)
