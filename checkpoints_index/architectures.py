@@ -22,6 +22,8 @@ from checkpoints_index.layouts import (
     falcon,
     four_equal,
     gpt_bigcode,
+    linear_attention,
+    linear_attention_by_groups,
 )
 
 
@@ -92,6 +94,11 @@ _FUSED: tuple[tuple[str, dict[str, Fusion]], ...] = (
     ),
     ("dinov2 dinov2_with_registers", {"weights_in": _GATE_UP}),
     ("exaone4_5", {"qkv": _HEADS}),
+    ("qwen3_5 qwen3_5_moe qwen4_exp", {"in_proj_qkv": Fusion(_QKV, linear_attention)}),
+    (
+        "qwen3_next",
+        {"in_proj_qkvz": Fusion((*_QKV, "z_proj"), linear_attention_by_groups)},
+    ),
     (
         "blip blip_2 instructblip instructblipvideo cohere_compass deepseek_ocr2 dots3_note "
         "ernie4_5_vl_moe florence2 glm4v glm4v_moe glm5_next glm_image glm_ocr got_ocr2 hiera "

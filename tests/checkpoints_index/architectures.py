@@ -118,6 +118,14 @@ class Architecture:
     model: str = "AutoModel"
 
 
+_LINEAR_ATTENTION = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 _CROSS = ("attn.q_proj", "attn.v_proj", "crossattention.q_proj", "crossattention.v_proj")
 _QWEN_VL = {
     "text_config": {
@@ -166,6 +174,12 @@ ARCHITECTURES = {
         {**_EXPERTS, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
         ("q_proj", "v_proj", "experts.2.gate_proj"),
     ),
+    "Qwen3-Next": Architecture(
+        "Qwen3NextConfig",
+        {**_EXPERTS, **_LINEAR_ATTENTION},
+        ("q_proj", "v_proj", "z_proj", "in_proj_ba", "shared_expert.gate_proj"),
+    ),
+    "Qwen3.5": Architecture("Qwen3_5TextConfig", {**_GROUPED, **_LINEAR_ATTENTION}),
     "Qwen2-VL": Architecture(
         "Qwen2VLConfig",
         {
@@ -190,10 +204,15 @@ ARCHITECTURES = {
     "Qwen2-MoE": Architecture(
         "Qwen2MoeConfig", _EXPERTS, ("q_proj", "experts.1.gate_proj", "shared_expert.gate_proj")
     ),
-    "gpt-oss": Architecture("GptOssConfig", {**_EXPERTS, "head_dim": 8}, ("experts.2.up_proj",)),
+    "gpt-oss": Architecture(
+        "GptOssConfig",
+        {**_EXPERTS, "head_dim": 8, "intermediate_size": 32},
+        ("experts.2.up_proj",),
+    ),
     "Llama 4": Architecture(
         "Llama4TextConfig",
-        {**_EXPERTS, "head_dim": 8, "intermediate_size_mlp": 40},
+        # Square, so that no size tells which way they lie.
+        {**_EXPERTS, "head_dim": 8, "intermediate_size": 16, "intermediate_size_mlp": 40},
         ("q_proj", "experts.0.down_proj", "shared_expert.down_proj"),
     ),
     "DeepSeek-V3": Architecture(

@@ -124,6 +124,29 @@ def test_queries_keys_and_values_are_what_attention_computes_with(name: str) -> 
             assert torch.allclose(found, factor * expected, atol=1e-4 * found.norm()), (path, part)
 
 
+@pytest.mark.parametrize("name", ["Qwen3-Next", "Qwen3.5"])
+def test_linear_attention_starts_from_its_queries_keys_and_values(name: str) -> None:
+    model, _ = tiny(name)
+    layer: Any = model.get_submodule("layers.0.linear_attn")
+    fused = next(p for t, p in by_tensor(name).items() if "in_proj_qkv" in t)
+    torch.manual_seed(5)
+    inputs = torch.randn(32)
+    weights = {part: m.of(model.get_parameter(m.tensor).detach()) for part, m in fused.items()}
+    if name == "Qwen3-Next":
+        with torch.no_grad():
+            projected = layer.in_proj_qkvz(inputs)[None, None], layer.in_proj_ba(inputs)[None, None]
+            expected = dict(
+                zip(weights, layer.fix_query_key_value_ordering(*projected), strict=False)
+            )
+    else:
+        sizes = [layer.key_dim, layer.key_dim, layer.value_dim]
+        with torch.no_grad():
+            expected = dict(zip(QKV, layer.in_proj_qkv(inputs).split(sizes), strict=True))
+    assert set(expected) == set(weights)
+    for part, found in expected.items():
+        assert torch.allclose(weights[part] @ inputs, found.flatten(), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["Phi-3", "ModernBERT", "Granite-MoE"])
 def test_gates_are_the_halves_that_are_activated(name: str) -> None:
     model, _ = tiny(name)
@@ -256,7 +279,7 @@ def test_files_are_divided_as_transformers_divides_them(name: str, tmp_path: Pat
     kind, settings = CONVERTED[name]
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(getattr(transformers, kind)(**settings))
-    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    model.save_pretrained(tmp_path)
     assert_loaded(model, tmp_path)
 
 
