@@ -152,6 +152,8 @@ _TOWERS = {
     "llm": ("text", "language", "llm"),
     "language": ("text", "language", "llm"),
 }
+# DBRX's and MPT's settings of parts of a layer.
+_NO_TOWERS = frozenset({"attn_config", "ffn_config"})
 _MAIN = ("text", "llm", "language")
 _SUFFIXES = ("_text_model", "_vision_model", "_vision_encoder", "_text", "_vision", "_encoder")
 _DEEPEST = 4
@@ -177,7 +179,9 @@ def _tower(config: Mapping[str, Any], parts: list[str]) -> Mapping[str, Any] | N
     towers = {
         key.removesuffix("_config"): value
         for key, value in config.items()
-        if isinstance(value, Mapping) and (key.endswith("_config") or key in ("encoder", "decoder"))
+        if isinstance(value, Mapping)
+        and (key.endswith("_config") or key in ("encoder", "decoder"))
+        and key not in _NO_TOWERS
     }
     for part in parts:
         for name, tower in towers.items():

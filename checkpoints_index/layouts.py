@@ -179,7 +179,7 @@ def chatglm(settings: Settings, size: int) -> Division | None:
 
 
 def linear_attention(settings: Settings, size: int) -> Division | None:
-    """A gated delta rule's queries, keys and values, stacked (Qwen3.5)."""
+    """Stacked queries, keys and values of a gated delta rule (Qwen3.5)."""
     sizes = _linear_attention_sizes(settings)
     if sizes is None:
         return None

@@ -25,8 +25,6 @@ _PEFT_PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 """The pattern for every linear layer, as PEFT spells it."""
 
-# No model has a million layers; a longer number is part of a name, and could not be stored.
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _NOT_LINEAR = re.compile(
     r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
     r"|embed_(tokens|positions|in|out|sum|avg)|pos_embed|rel_pos_[hw]|positions?|inv_freq|codebook"
@@ -223,7 +221,10 @@ def clean_name(parameter: str) -> str:
 
 def is_number(part: str) -> bool:
     """Whether a part of a path is the number of a layer, of an expert or of another list's item."""
-    return _NUMBER.fullmatch(part) is not None
+    # No model has a million layers; a longer number is part of a name, and could not be stored.
+    if not part.isdecimal() or len(part) > 6 or not part.isascii():
+        return False
+    return part == "0" or part[0] != "0"
 
 
 def locate(name: str) -> tuple[int, str] | None:

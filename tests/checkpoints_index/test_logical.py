@@ -155,6 +155,10 @@ def test_what_is_no_matrix_of_a_layer_is_left_out() -> None:
         "embed_tokens.weight": StoredTensor((9, 2), "float32"),
         "lm_heads.0.weight": StoredTensor((9, 2), "float32"),
         "lm_head.weight": StoredTensor((9, 2), "float32"),
+        # Numbers that no list of layers has.
+        "layers.00.mlp.up_proj.weight": StoredTensor((9, 2), "float32"),
+        f"layers.{'9' * 5000}.mlp.up_proj.weight": StoredTensor((9, 2), "float32"),
+        "layers.٣.mlp.up_proj.weight": StoredTensor((9, 2), "float32"),
     }
     assert [m.tensor for m in logical_matrices(tensors)] == ["layers.0.mlp.up_proj.weight"]
 
