@@ -22,6 +22,8 @@ from checkpoints_index.layouts import (
     falcon,
     four_equal,
     gpt_bigcode,
+    linear_attention,
+    linear_attention_by_groups,
 )
 
 
@@ -92,12 +94,17 @@ _FUSED: tuple[tuple[str, dict[str, Fusion]], ...] = (
     ),
     ("dinov2 dinov2_with_registers", {"weights_in": _GATE_UP}),
     ("exaone4_5", {"qkv": _HEADS}),
+    ("qwen3_5 qwen3_5_moe qwen4_exp", {"in_proj_qkv": Fusion(_QKV, linear_attention)}),
+    (
+        "qwen3_next",
+        {"in_proj_qkvz": Fusion((*_QKV, "z_proj"), linear_attention_by_groups)},
+    ),
     (
         "blip blip_2 instructblip instructblipvideo cohere_compass deepseek_ocr2 dots3_note "
         "ernie4_5_vl_moe florence2 glm4v glm4v_moe glm5_next glm_image glm_ocr got_ocr2 hiera "
         "mgp-str pp_formulanet qwen2_vl qwen2_5_vl qwen2_5_omni qwen3_5 qwen3_5_moe qwen3_omni_moe "
-        "qwen3_vl qwen3_vl_moe qwen4_exp radio sam sam2 sam_hq seggpt timesformer unlimited_ocr "
-        "vitdet pixio intern_vit_6b internvl_chat",
+        "qwen3_vl qwen3_vl_moe qwen4_exp radio sam sam2 sam2_hiera_det_model sam_hq seggpt "
+        "timesformer unlimited_ocr vitdet pixio intern_vit_6b internvl_chat",
         {"qkv": _STACKED},
     ),
 )
@@ -105,6 +112,10 @@ _FUSED: tuple[tuple[str, dict[str, Fusion]], ...] = (
 # What every architecture in Transformers means by the name, but for those listed above and the
 # interleaved ones.
 _BY_NAME = {"gate_up_proj": _GATE_UP}
+
+# What `torch.nn.MultiheadAttention` calls its three weights, stacked, whatever the model.
+_TORCH_ATTENTION = "in_proj_weight"
+
 
 _INTERLEAVED = frozenset({"gpt_oss"})
 """Model types whose `gate_up_proj` alternates between gate and up, row by row."""
@@ -141,6 +152,8 @@ _TOWERS = {
     "llm": ("text", "language", "llm"),
     "language": ("text", "language", "llm"),
 }
+# DBRX's and MPT's settings of parts of a layer.
+_NO_TOWERS = frozenset({"attn_config", "ffn_config"})
 _MAIN = ("text", "llm", "language")
 _SUFFIXES = ("_text_model", "_vision_model", "_vision_encoder", "_text", "_vision", "_encoder")
 _DEEPEST = 4
@@ -166,7 +179,9 @@ def _tower(config: Mapping[str, Any], parts: list[str]) -> Mapping[str, Any] | N
     towers = {
         key.removesuffix("_config"): value
         for key, value in config.items()
-        if isinstance(value, Mapping) and (key.endswith("_config") or key in ("encoder", "decoder"))
+        if isinstance(value, Mapping)
+        and (key.endswith("_config") or key in ("encoder", "decoder"))
+        and key not in _NO_TOWERS
     }
     for part in parts:
         for name, tower in towers.items():
@@ -190,6 +205,8 @@ def model_types(config: Mapping[str, Any]) -> Iterator[str]:
 
 def find_fusion(config: Mapping[str, Any], path: str) -> Fusion | None:
     """Return what the layer at a path consists of, by one configuration; ``None`` if not known."""
+    if path.endswith(f".{_TORCH_ATTENTION}"):
+        return _STACKED
     ends = (".".join(path.split(".")[-2:]), path.rsplit(".", 1)[-1])
     types = list(model_types(config))
     for model_type in types:

@@ -178,6 +178,35 @@ def chatglm(settings: Settings, size: int) -> Division | None:
     return by_head(settings, size)
 
 
+def linear_attention(settings: Settings, size: int) -> Division | None:
+    """Stacked queries, keys and values of a gated delta rule (Qwen3.5)."""
+    sizes = _linear_attention_sizes(settings)
+    if sizes is None:
+        return None
+    keys, values, key_length, value_length = sizes
+    return 1, (keys * key_length, keys * key_length, values * value_length)
+
+
+def linear_attention_by_groups(settings: Settings, size: int) -> Division | None:
+    """For every key head its query, itself, its values and as many gates (Qwen3-Next)."""
+    sizes = _linear_attention_sizes(settings)
+    if sizes is None:
+        return None
+    keys, values, key_length, value_length = sizes
+    each = values // keys * value_length
+    return keys, (key_length, key_length, each, each)
+
+
+def _linear_attention_sizes(settings: Settings) -> tuple[int, int, int, int] | None:
+    keys = settings.count("linear_num_key_heads")
+    values = settings.count("linear_num_value_heads")
+    key_length = settings.count("linear_key_head_dim")
+    value_length = settings.count("linear_value_head_dim")
+    if not keys or not values or not key_length or not value_length:
+        return None
+    return keys, values, key_length, value_length
+
+
 def _stacked(settings: Settings, shared: int | None) -> Division | None:
     heads, length = settings.heads, settings.head_size
     if not heads or not shared or not length:

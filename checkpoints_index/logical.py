@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from checkpoints_index.architectures import (
     EXPERT_TENSORS,
+    Fusion,
     find_fusion,
     scopes,
     stores_experts_transposed,
@@ -24,6 +26,7 @@ from checkpoints_index.tensors import StoredTensor
 
 # Switch Transformers has 2,048; a header could claim any number.
 _MOST_EXPERTS = 65_536
+_NUMBERS = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,5})(?![^.])")  # as `is_number` has them
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,16 @@ def logical_matrices(
             "Repair config.json."
         )
     found: dict[str, LogicalMatrix] = {}
+    kinds: dict[str, _Kind] = {}
     for name, stored in tensors.items():
         path = clean_name(name)
         if stored.dtype not in DTYPES.values() or min(stored.shape, default=0) < 1:
             continue
-        if locate(path) is None or not is_linear(path):
-            continue
-        for matrix in _matrices(name, path, stored, config or {}):
+        # A model has thousands of paths, but few that differ in more than numbers.
+        pattern = _NUMBERS.sub("#", path)
+        if pattern not in kinds:
+            kinds[pattern] = _kind(path, config or {})
+        for matrix in _matrices(name, path, stored, kinds[pattern]):
             other = found.setdefault(matrix.matrix.name, matrix)
             if other is not matrix:
                 raise CheckpointError(
@@ -134,43 +140,70 @@ def logical_matrices(
                     f"{name!r} are both {matrix.matrix.name!r}. Save the model without wrappers."
                 )
     places = label_paths(found)
-    return [
-        replace(m, matrix=replace(m.matrix, layer=places[name][0], module=places[name][1]))
-        for name, m in found.items()
-    ]
+    return [_placed(m, *places[name]) for name, m in found.items()]
 
 
-def _matrices(
-    name: str, path: str, stored: StoredTensor, config: Mapping[str, Any]
-) -> Iterator[LogicalMatrix]:
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of all layers whose paths differ in nothing but numbers.
+
+    Attributes
+    ----------
+    listed : bool
+        Whether these are linear layers with a layer number.
+    config : mapping
+        The configuration of the tower they are in.
+    fusions : tuple of pairs of Fusion and mapping
+        What they may consist of, by which configurations; the first that tells counts.
+    conv1d : bool
+        Whether they are stored transposed.
+    """
+
+    listed: bool
+    config: Mapping[str, Any]
+    fusions: tuple[tuple[Fusion, Mapping[str, Any]], ...]
+    conv1d: bool
+
+
+def _kind(path: str, config: Mapping[str, Any]) -> _Kind:
+    nested = scopes(config, path)
+    fusions = ((find_fusion(scope, path), scope) for scope in nested)
+    return _Kind(
+        listed=locate(path) is not None and is_linear(path),
+        config=nested[0],
+        fusions=tuple((fusion, scope) for fusion, scope in fusions if fusion is not None),
+        conv1d=any(stores_transposed(scope, path) for scope in nested),
+    )
+
+
+def _matrices(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterator[LogicalMatrix]:
     """Yield the matrices of one tensor, with layer and module still open."""
-    experts = _experts(path, stored.shape, config)
+    if not kind.listed:
+        return
+    experts = _experts(path, stored.shape, kind)
     if experts is not None:
-        yield from _of_experts(name, path, stored, config, experts)
+        yield from _of_experts(name, path, stored, kind, experts)
     elif len(stored.shape) == 2:
-        yield from _of_layer(name, path, stored, config)
+        yield from _of_layer(name, path, stored, kind)
 
 
-def _of_layer(
-    name: str, path: str, stored: StoredTensor, config: Mapping[str, Any]
-) -> Iterator[LogicalMatrix]:
-    conv1d = any(stores_transposed(scope, path) for scope in scopes(config, path))
-    m, n = stored.shape[::-1] if conv1d else stored.shape
-    for part, outputs in _parts(path, m, config).items():
+def _of_layer(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterator[LogicalMatrix]:
+    m, n = stored.shape[::-1] if kind.conv1d else stored.shape
+    for part, outputs in _parts(path, m, kind).items():
         whole = len(outputs) == m
-        run = not whole and not conv1d and outputs.blocks == 1
+        run = not whole and not kind.conv1d and outputs.blocks == 1
         yield LogicalMatrix(
             matrix=Matrix(part, 0, "", (len(outputs), n), stored.dtype),
             tensor=name,
             layer_path=path,
-            take=partial(_taken, transposed=conv1d, outputs=None if whole or run else outputs),
+            take=partial(_taken, transposed=kind.conv1d, outputs=None if whole or run else outputs),
             rows=slice(outputs.start, outputs.stop) if run else None,
             outputs=outputs,
         )
 
 
 def _of_experts(
-    name: str, path: str, stored: StoredTensor, config: Mapping[str, Any], experts: int
+    name: str, path: str, stored: StoredTensor, kind: _Kind, experts: int
 ) -> Iterator[LogicalMatrix]:
     parent, last = path.rsplit(".", 1)
     if len(stored.shape) == 2:  # DBRX: the layers of all experts below one another
@@ -180,12 +213,11 @@ def _of_experts(
         transposed = last == "w2"
     else:
         run, shape = 1, stored.shape[1:]
-        scope = scopes(config, path)[0]
-        width = Settings(scope, path).hidden_size
-        transposed = stores_experts_transposed(scope, width, last, shape)
+        width = Settings(kind.config, path).hidden_size
+        transposed = stores_experts_transposed(kind.config, width, last, shape)
     m, n = shape[::-1] if transposed else shape
     parent = parent if "expert" in parent.rsplit(".", 1)[-1] else f"{parent}.experts"
-    for part, outputs in _parts(path, m, config).items():
+    for part, outputs in _parts(path, m, kind).items():
         take = partial(_taken, transposed=transposed, outputs=outputs if len(outputs) < m else None)
         module = part.rsplit(".", 1)[-1]
         for expert in range(experts):
@@ -200,33 +232,30 @@ def _of_experts(
             )
 
 
-def _parts(path: str, outputs: int, config: Mapping[str, Any]) -> dict[str, Stripes]:
+def _parts(path: str, outputs: int, kind: _Kind) -> dict[str, Stripes]:
     """Return the paths of what a layer holds and where; of itself, if it is not a fused one."""
-    for scope in scopes(config, path):
-        fusion = find_fusion(scope, path)
-        if fusion is not None:
-            settings = Settings(scope, path)
-            divided = divide(fusion.layout, fusion.parts, settings, outputs)
+    for fusion, config in kind.fusions:
+        divided = divide(fusion.layout, fusion.parts, Settings(config, path), outputs)
+        if divided is not None:
             parent = path.rsplit(".", 1)[0]
-            if divided is not None:
-                return {f"{parent}.{part}": stripes for part, stripes in divided.items()}
+            return {f"{parent}.{part}": stripes for part, stripes in divided.items()}
     return {path: Stripes(1, outputs, 0, outputs)}
 
 
-def _experts(path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> int | None:
+def _experts(path: str, shape: tuple[int, ...], kind: _Kind) -> int | None:
     """Return how many experts a tensor holds; ``None`` if it is a single layer's."""
-    *parents, last = path.split(".")
-    if len(shape) == 3 and (
-        last in EXPERT_TENSORS or any("expert" in part or "moe" in part for part in parents)
-    ):
+    if len(shape) == 3:
+        *parents, last = path.split(".")
+        if last not in EXPERT_TENSORS and not any("expert" in p or "moe" in p for p in parents):
+            return None
         if shape[0] > _MOST_EXPERTS:
             raise CheckpointError(
                 f"A layer must have at most {_MOST_EXPERTS} experts, {path} has {shape[0]}. "
                 "The file is damaged."
             )
         return shape[0]
-    if len(shape) == 2 and parents[-2:] == ["experts", "mlp"]:
-        return _experts_below_one_another(path, shape, config)
+    if len(shape) == 2 and path.rsplit(".", 1)[0].endswith(".experts.mlp"):
+        return _experts_below_one_another(path, shape, kind.config)
     return None
 
 
@@ -241,6 +270,14 @@ def _experts_below_one_another(
             "model's configuration. Give the config.json that belongs to these weights."
         )
     return experts
+
+
+def _placed(found: LogicalMatrix, layer: int, module: str) -> LogicalMatrix:
+    m = found.matrix
+    matrix = Matrix(m.name, layer, module, m.shape, m.dtype)
+    return LogicalMatrix(
+        matrix, found.tensor, found.layer_path, found.take, found.rows, found.outputs
+    )
 
 
 def _taken(tensor: Tensor, *, transposed: bool, outputs: Stripes | None) -> Tensor:

@@ -25,12 +25,10 @@ _PEFT_PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 """The pattern for every linear layer, as PEFT spells it."""
 
-# No model has a million layers; a longer number is part of a name, and could not be stored.
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _NOT_LINEAR = re.compile(
-    r"(^|_)(bias|bias_table|norm\d?|layernorm|ln(_\w)?|embed|embeddings?|embed_tokens"
-    r"|embed_positions|pos_embed|rel_pos_[hw]|positions?|inv_freq|lm_heads?|wte|wpe)$"
-    r"|_log$|^time_(mix|decay|first|maa|faaaa)"
+    r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
+    r"|embed_(tokens|positions|in|out|sum|avg)|pos_embed|rel_pos_[hw]|positions?|inv_freq|codebook"
+    r"|scale|lm_heads?)$|^(shared|d)$|_log$|^time_(mix|decay|first|maa|faaaa)"
 )
 
 DTYPES = {
@@ -223,7 +221,10 @@ def clean_name(parameter: str) -> str:
 
 def is_number(part: str) -> bool:
     """Whether a part of a path is the number of a layer, of an expert or of another list's item."""
-    return _NUMBER.fullmatch(part) is not None
+    # No model has a million layers; a longer number is part of a name, and could not be stored.
+    if not part.isdecimal() or len(part) > 6 or not part.isascii():
+        return False
+    return part == "0" or part[0] != "0"
 
 
 def locate(name: str) -> tuple[int, str] | None:
@@ -289,13 +290,15 @@ def matches(name: str, patterns: Iterable[str] | None, module: str | None = None
     >>> matches("vision_tower.layers.0.self_attn.q_proj", ["vision_tower.*"], "vision_tower.q_proj")
     True
     """
-    last = name.rsplit(".", 1)[-1]
-    return patterns is None or any(
+    if patterns is None:
+        return True
+    module = module or name
+    paths, lasts = (name, module), (name.rsplit(".", 1)[-1], module.rsplit(".", 1)[-1])
+    return any(
         is_linear(name)
         if pattern == ALL_LINEAR
         else any(
-            fnmatch.fnmatchcase(text, pattern)
-            for text in ((name, module or name) if "." in pattern else (last,))
+            fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts)
         )
         for pattern in patterns
     )
