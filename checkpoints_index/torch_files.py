@@ -326,8 +326,8 @@ def load_plain(stream: io.BytesIO, path: Path, device: str) -> Any:
 def _first_lines(error: Exception) -> str:
     """Return what torch says is wrong, without its advice to load the file all the same."""
     text = str(error)
-    reason = re.search(r"WeightsUnpickler error: *(.*)", text)
-    return (reason.group(1) if reason else text.split("\n", 1)[0])[:300]
+    reason = re.search(r"WeightsUnpickler error:\s*(.*)", text)
+    return re.split(r"\.? Please |\n", reason.group(1) if reason else text)[0][:300]
 
 
 def _named_tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:

@@ -117,7 +117,9 @@ def write_gguf(
             w = converter_order(w, config.num_attention_heads)
         if "k_proj" in name:
             w = converter_order(w, config.num_key_value_heads)
-        used = kind if w.ndim == 2 else gguf.GGMLQuantizationType.F32
+        # Blocks of 32 numbers: what does not consist of them stays as it is, as there.
+        fits = w.ndim == 2 and w.shape[1] % 32 == 0
+        used = kind if fits else gguf.GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), gguf.quantize(w, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
