@@ -99,7 +99,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     parts_of: int = 0,
 ) -> None:
-    """Write a Llama as llama.cpp's converter does: matrices in one type, in parts of some tensors."""
+    """Write a Llama as llama.cpp's converter does: matrices in one type, perhaps in parts."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=parts_of)
     writer.add_block_count(config.num_hidden_layers)

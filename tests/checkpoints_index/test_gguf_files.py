@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import sys
@@ -70,9 +71,9 @@ def test_every_quantisation_gives_the_packages_own_numbers(
     assert torch.equal(model.read(name, slice(2, 5)).float(), expected[2:5])
 
 
-@pytest.mark.parametrize("shape", [(), (32,), (3, 32), (2, 3, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (32,), (3, 32), (2, 3, 64)], ids=str)
 def test_every_shape_is_read(shape: tuple[int, ...], tmp_path: Path) -> None:
-    w = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) if shape else np.float32([7.0])
+    w = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
     path = write(tmp_path / "x.gguf", {"w": (w, None)})
     model = GgufModel([path])
     assert torch.equal(model.read("w"), torch.from_numpy(w))
