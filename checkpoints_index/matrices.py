@@ -22,6 +22,17 @@ _WRAPPERS = {
 }
 _PEFT_PREFIX = "base_model.model."
 
+ALL_LINEAR = "all-linear"
+"""The pattern for every linear layer, as PEFT spells it."""
+
+# No model has a million layers; a longer number is part of a name, and could not be stored.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_NOT_LINEAR = re.compile(
+    r"(^|_)(bias|bias_table|norm\d?|layernorm|ln(_\w)?|embed|embeddings?|embed_(tokens|in|out)"
+    r"|embed_positions|pos_embed|rel_pos_[hw]|positions?|inv_freq|lm_heads?|wte|wpe)$"
+    r"|^shared$|_log$|^time_(mix|decay|first|maa|faaaa)"
+)
+
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -42,7 +53,8 @@ class Matrix:
     layer : int
         Index of the transformer layer, from the path.
     module : str
-        Last part of the path, such as ``"q_proj"``.
+        Last part of the path, such as ``"q_proj"``; with what tells it apart where a layer of the
+        checkpoint has several, such as ``"decoder.EncDecAttention.q"``.
     shape : tuple of int
         (out_features, in_features).
     dtype : str
@@ -204,28 +216,69 @@ def clean_name(parameter: str) -> str:
     >>> clean_name("_orig_mod.base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight")
     'model.layers.3.self_attn.q_proj'
     """
-    name = parameter.removesuffix(".weight")
+    name = parameter.removesuffix(".weight").replace(".modules_to_save.default", "")
     parts = [p for p in name.split(".") if p not in _WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT_PREFIX)
+
+
+def is_number(part: str) -> bool:
+    """Whether a part of a path is the number of a layer, of an expert or of another list's item."""
+    return _NUMBER.fullmatch(part) is not None
 
 
 def locate(name: str) -> tuple[int, str] | None:
     """Return (layer, module) of a cleaned path, or ``None`` where it has no layer number.
 
+    The layer is the first number. The module is the last part of the path; where that is a number
+    (of a layer in a sequence), the name before it belongs to the module.
+
     Examples
     --------
     >>> locate("model.layers.12.self_attn.v_proj")
     (12, 'v_proj')
+    >>> locate("blocks.3.mlp.0")
+    (3, 'mlp.0')
     """
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    return (int(numbers[0]), name.rsplit(".", 1)[-1]) if numbers else None
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if is_number(part)), None)
+    if first is None:
+        return None
+    named = [i for i, part in enumerate(parts) if not is_number(part)]
+    module = [part for i, part in enumerate(parts) if i >= max(named, default=0) and i != first]
+    return int(parts[first]), ".".join(module) or name
 
 
-def matches(name: str, patterns: Iterable[str] | None) -> bool:
+def is_linear(name: str) -> bool:
+    """Whether a cleaned path is that of a linear layer, as far as names tell.
+
+    Embeddings, heads over the vocabulary, norms, biases and tables of positions are not.
+
+    Examples
+    --------
+    >>> is_linear("encoder.block.0.layer.0.SelfAttention.q")
+    True
+    >>> is_linear("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+    False
+    """
+    named = [part for part in name.split(".") if not is_number(part)]
+    return bool(named) and _NOT_LINEAR.search(named[-1].lower()) is None
+
+
+def matches(name: str, patterns: Iterable[str] | None, module: str | None = None) -> bool:
     """Whether a layer's path fits one of `patterns`; ``None`` matches all.
 
     A pattern is a name or a glob for the last part of the path; one with a dot in it is for the
-    whole path.
+    whole path, or for the module's label where that tells more than the last part. The pattern
+    ``all-linear`` is for every linear layer.
+
+    Parameters
+    ----------
+    name : str
+        Cleaned path.
+    patterns : iterable of str, optional
+        Names and globs.
+    module : str, optional
+        `Matrix.module`, where it is known.
 
     Examples
     --------
@@ -233,10 +286,20 @@ def matches(name: str, patterns: Iterable[str] | None) -> bool:
     True
     >>> matches("vision_tower.layers.0.self_attn.q_proj", ["language_model.*.q_proj"])
     False
+    >>> matches("vision_tower.layers.0.self_attn.q_proj", ["vision_tower.*"], "vision_tower.q_proj")
+    True
     """
-    last = name.rsplit(".", 1)[-1]
-    return patterns is None or any(
-        fnmatch.fnmatchcase(name if "." in pattern else last, pattern) for pattern in patterns
+    if patterns is None:
+        return True
+    module = module or name
+    paths, lasts = (name, module), (name.rsplit(".", 1)[-1], module.rsplit(".", 1)[-1])
+    return any(
+        is_linear(name)
+        if pattern == ALL_LINEAR
+        else any(
+            fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts)
+        )
+        for pattern in patterns
     )
 
 
