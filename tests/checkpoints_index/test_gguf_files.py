@@ -37,6 +37,7 @@ READ_ONLY = [
 
 def write(path: Path, tensors: dict[str, tuple[np.ndarray, Any]], name: str = "qwen2") -> Path:
     writer = GGUFWriter(path, name)
+    writer.add_block_count(1)
     for tensor, (blocks, kind) in tensors.items():
         writer.add_tensor(tensor, blocks, raw_dtype=kind)
     writer.write_header_to_file()
@@ -116,6 +117,7 @@ def test_the_configuration_is_told_by_the_metadata(tmp_path: Path) -> None:
         "num_hidden_layers": 2,
         "hidden_size": 32,
         "intermediate_size": 48,
+        "rotary_dim": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
@@ -146,6 +148,18 @@ def test_several_quantisations_in_one_folder_are_several_models(tmp_path: Path) 
         open_model(tmp_path)
 
 
+def test_quantised_matrices_are_matrices(tmp_path: Path) -> None:
+    write_gguf(trained_llama(), tmp_path / "model.gguf", GGMLQuantizationType.Q4_0)
+    model = open_model(tmp_path)
+    dtypes = {matrix.module: matrix.dtype for matrix in model.matrices}
+    assert dtypes["q_proj"] == dtypes["v_proj"] == "q4_0"
+    assert dtypes["down_proj"] == "float32"
+    for matrix in model.matrices:
+        dense = model.read(matrix).dense
+        assert dense is not None
+        assert tuple(dense.shape) == matrix.shape
+
+
 def test_without_the_package_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +180,9 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
+# Two entries that every model has.
 ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+ARCHITECTURE += text("llama.block_count") + struct.pack("<II", 4, 1)
 
 
 def info(name: str, dims: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
@@ -179,9 +195,14 @@ WRONG: dict[str, bytes] = {
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "version 1": header(version=1),
     "no architecture": header(),
+    "another architecture than it tells of": header(
+        entries=2, rest=ARCHITECTURE.replace(text("llama"), text("lhama"))
+    ),
+    "bytes left over": header(1, 2, rest=ARCHITECTURE + info("w", (32,)) + bytes(999)),
+    "a gap": header(1, 2, rest=ARCHITECTURE + info("w", (8,), 0, 32) + bytes(99)),
     "endless entries": header(entries=2**60, rest=ARCHITECTURE),
-    "endless tensors": header(2**60, 1, rest=ARCHITECTURE),
-    "more entries than there are": header(entries=2, rest=ARCHITECTURE),
+    "endless tensors": header(2**60, 2, rest=ARCHITECTURE),
+    "more entries than there are": header(entries=3, rest=ARCHITECTURE),
     "an endless text": header(entries=1, rest=struct.pack("<Q", 2**63)),
     "an endless array": header(
         entries=1, rest=text("a") + struct.pack("<IIQ", 9, 8, 2**62) + text("x")
@@ -194,30 +215,30 @@ WRONG: dict[str, bytes] = {
     ),
     "a value of no type": header(entries=1, rest=text("a") + struct.pack("<I", 99)),
     "no text": header(entries=1, rest=struct.pack("<Q", 2) + b"\xff\xfe" + bytes(99)),
-    "a tensor of no type": header(1, 1, rest=ARCHITECTURE + info("w", (32,), 99) + bytes(999)),
-    "a tensor beyond the end": header(1, 1, rest=ARCHITECTURE + info("w", (32,)) + bytes(99)),
+    "a tensor of no type": header(1, 2, rest=ARCHITECTURE + info("w", (32,), 99) + bytes(999)),
+    "a tensor beyond the end": header(1, 2, rest=ARCHITECTURE + info("w", (32,)) + bytes(99)),
     "a tensor that overflows": header(
-        1, 1, rest=ARCHITECTURE + info("w", (2**62, 2**62)) + bytes(999)
+        1, 2, rest=ARCHITECTURE + info("w", (2**62, 2**62)) + bytes(999)
     ),
     "a shape that is no shape": header(
-        1, 1, rest=ARCHITECTURE + info("w", (0, 2**64 - 1)) + bytes(999)
+        1, 2, rest=ARCHITECTURE + info("w", (0, 2**64 - 1)) + bytes(999)
     ),
     "a tensor with many dimensions": header(
-        1, 1, rest=ARCHITECTURE + info("w", (1,) * 99) + bytes(999)
+        1, 2, rest=ARCHITECTURE + info("w", (1,) * 99) + bytes(999)
     ),
-    "half a block": header(1, 1, rest=ARCHITECTURE + info("w", (33,), 2) + bytes(999)),
+    "half a block": header(1, 2, rest=ARCHITECTURE + info("w", (33,), 2) + bytes(999)),
     "tensors that overlap": header(
-        2, 1, rest=ARCHITECTURE + info("a", (32,)) + info("b", (32,), 0, 64) + bytes(999)
+        2, 2, rest=ARCHITECTURE + info("a", (32,)) + info("b", (32,), 0, 64) + bytes(999)
     ),
     "a tensor twice": header(
-        2, 1, rest=ARCHITECTURE + info("a", (32,)) + info("a", (32,), 0, 128) + bytes(999)
+        2, 2, rest=ARCHITECTURE + info("a", (32,)) + info("a", (32,), 0, 128) + bytes(999)
     ),
     "an alignment of zero": header(
-        entries=2,
+        entries=3,
         rest=ARCHITECTURE + text("general.alignment") + struct.pack("<II", 4, 0) + bytes(99),
     ),
     "q_proj without heads": header(
-        1, 1, rest=ARCHITECTURE + info("blk.0.attn_q.weight", (4, 4)) + bytes(999)
+        1, 2, rest=ARCHITECTURE + info("blk.0.attn_q.weight", (4, 4)) + bytes(999)
     ),
 }
 

@@ -70,7 +70,7 @@ def test_enormous_configurations_are_refused_unread(tmp_path: Path) -> None:
 def test_a_matrix_stored_under_two_names_is_ambiguous(tmp_path: Path) -> None:
     tensors = {f"{p}layers.0.q_proj.weight": gaussian(2, 3) for p in ("", "module.")}
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds 'layers\.0\.q_proj' twice"):
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(tmp_path))}.*'layers\.0\.q_proj'"):
         open_model(tmp_path)
 
 

@@ -147,7 +147,7 @@ def test_opening_reads_no_numbers_and_reading_no_others(
     assert sum(taken) < 0.02 * path.stat().st_size
     taken.clear()
     file.read("7")
-    assert 128 * 128 * 8 <= sum(taken) < 128 * 128 * 8 + 100
+    assert 128 * 128 * 8 <= sum(taken) < 128 * 128 * 8 + 200
 
 
 # What is refused.
@@ -218,6 +218,25 @@ def test_a_storage_of_another_size_than_described_is_refused(tmp_path: Path) -> 
     assert file.tensors["w"].dtype == "unknown"
     with pytest.raises(CheckpointError, match="has 12 bytes"):
         file.read("w")
+
+
+def test_files_written_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved({"w": gaussian(3, 4)}, tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_as_torch_loads(path, {"w": gaussian(3, 4)})
+
+
+def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path: Path) -> None:
+    w = gaussian(3, 4)
+    path = saved({"w": w}, tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(w.numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="do not fit its checksum"):
+        TorchFile(path).read("w")
 
 
 def test_descriptions_of_many_megabytes_are_refused(tmp_path: Path) -> None:
