@@ -285,7 +285,7 @@ class _Part:
         self.size = length
         self.fingerprint = file.fingerprint
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         self._check(offset, length)
         return self._file.read(self._begin + offset, length)
 

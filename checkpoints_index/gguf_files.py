@@ -288,7 +288,7 @@ class _Header:
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
-        self._window = b""
+        self._window = bytearray()
         self._start = 0
         self.at = 0
 
@@ -320,7 +320,7 @@ class _Header:
             described.append((name, dims, self._number("I"), self._number("Q")))
         return metadata, described
 
-    def _take(self, length: int) -> bytes:
+    def _take(self, length: int) -> bytearray:
         self._move(length)
         begin = self.at - length - self._start
         if begin < 0 or begin + length > len(self._window):

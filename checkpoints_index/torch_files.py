@@ -233,7 +233,7 @@ class Archive:
             raise ValueError(f"its byte order is {order_name!r}")
         self._swapped = order_name == b"big"
 
-    def _small_record(self, entry: zipfile.ZipInfo, most: int) -> bytes:
+    def _small_record(self, entry: zipfile.ZipInfo, most: int) -> bytes | bytearray:
         if entry.file_size > most or entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{entry.filename!r:.200} is compressed or has more than {most} bytes")
         record = _record(entry)
@@ -321,7 +321,7 @@ class _Stream(io.RawIOBase):
         length = left if size is None or size < 0 else min(size, left)
         if length > _MAX_DESCRIPTION:
             raise ValueError(f"its directory has more than {_MAX_DESCRIPTION} bytes")
-        content = self._file.read(self._at, length)
+        content = bytes(self._file.read(self._at, length))
         self._at += length
         return content
 

@@ -84,6 +84,7 @@ def write_holes(folder: Path, gib: float) -> int:
     for number, (header, size) in enumerate(zip(shards, sizes, strict=True), 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
         with (folder / name).open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + size)
