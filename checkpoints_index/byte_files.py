@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -37,7 +39,7 @@ class ByteFile(Protocol):
         """Name, size and time of change, or what a remote store has in its place."""
         ...
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes; raises `CheckpointError` where that is impossible."""
         ...
 
@@ -118,16 +120,20 @@ class LocalFile:
         self.size = status.st_size
         self.fingerprint = f"{path.name}:{status.st_size}:{status.st_mtime_ns}"
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes."""
-        with _Descriptor(self) as descriptor:
-            content = b""
-            while len(content) < length:
-                piece = os.pread(descriptor, length - len(content), offset + len(content))
-                if not piece:
+        if offset + length > self.size:
+            raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
+        content = bytearray(length)
+        with self._opened() as file:
+            file.seek(offset)
+            filled = 0
+            while filled < length:
+                taken = file.readinto(memoryview(content)[filled:])
+                if not taken:
                     raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
-                content = content + piece if content else piece
-            return content
+                filled += taken
+        return content
 
     def map(self, offset: int, length: int) -> memoryview:
         """Map `length` bytes, privately: what is written into the buffer never reaches the file.
@@ -136,38 +142,25 @@ class LocalFile:
         memory.
         """
         before = offset % mmap.ALLOCATIONGRANULARITY
-        with _Descriptor(self) as descriptor:
+        with self._opened() as file:
             mapped = mmap.mmap(
-                descriptor, before + length, access=mmap.ACCESS_COPY, offset=offset - before
+                file.fileno(), before + length, access=mmap.ACCESS_COPY, offset=offset - before
             )
         return memoryview(mapped)[before:]
 
-
-class _Descriptor:
-    """An open descriptor of a file that still has the size it had when it was found."""
-
-    def __init__(self, file: LocalFile) -> None:
-        self._file = file
-
-    def __enter__(self) -> int:
-        path = self._file.path
+    @contextmanager
+    def _opened(self) -> Iterator[io.FileIO]:
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error}).") from error
-        size = os.fstat(self._descriptor).st_size
-        if size != self._file.size:
-            os.close(self._descriptor)
-            raise CheckpointError(
-                f"{path} had {self._file.size} bytes when it was found and has {size} now. Wait "
-                "until it is written, then start again."
-            )
-        return self._descriptor
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        os.close(self._descriptor)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{self._file.path} cannot be read ({error}).") from error
+            with io.FileIO(self.path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != self.size:
+                    raise CheckpointError(
+                        f"{self.path} had {self.size} bytes when it was found and has {size} now. "
+                        "Wait until it is written, then start again."
+                    )
+                yield file
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error}).") from error
 
 
 def read_tensor(file: ByteFile, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -185,7 +178,7 @@ def read_tensor(file: ByteFile, offset: int, dtype: torch.dtype, shape: tuple[in
         return torch.empty(shape, dtype=dtype)
     # Numbers at odd addresses are slow, and not allowed on every machine.
     aligned = offset % dtype.itemsize == 0
-    buffer = file.map(offset, size) if aligned else bytearray(file.read(offset, size))
+    buffer = file.map(offset, size) if aligned else file.read(offset, size)
     return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 
@@ -252,7 +245,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(file.read(0, file.size), path)
 
 
-def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+def parse_json(content: bytes | bytearray, path: Path) -> dict[str, Any]:
     """Parse a JSON object in which no key stands twice.
 
     Raises

@@ -12,6 +12,7 @@ import math
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,7 @@ class DistributedFolder:
             tensors[name] = StoredTensor(shape, torch_dtype_name(dtype))
         if not tensors:
             raise ValueError("it describes no tensors")
+        self._refuse_shared_bytes()
 
     def _piece(
         self,
@@ -244,6 +246,14 @@ class DistributedFolder:
                 "be written, or is truncated; copy or write it again."
             )
         return _Piece(offsets, sizes, name, begin, length)
+
+    def _refuse_shared_bytes(self) -> None:
+        places = {(p.file, p.begin, p.length) for pieces in self._pieces.values() for p in pieces}
+        if len(places) != sum(map(len, self._pieces.values())):
+            raise ValueError("two chunks are in one place")
+        for (file, begin, length), (other, following, _) in pairwise(sorted(places)):
+            if file == other and begin + length > following:
+                raise ValueError(f"its chunks in {file!r:.200} overlap")
 
     def _refuse_overlap(self, name: str, pieces: list[_Piece]) -> None:
         """Chunks that fill a tensor by their sizes fill it, unless two overlap."""
@@ -275,7 +285,7 @@ class _Part:
         self.size = length
         self.fingerprint = file.fingerprint
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         self._check(offset, length)
         return self._file.read(self._begin + offset, length)
 

@@ -75,6 +75,7 @@ _CONFIG = {
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
+    "rope.dimension_count": "rotary_dim",
     "attention.key_length": "head_dim",
     "expert_count": "num_local_experts",
 }
@@ -180,22 +181,20 @@ class GgufModel:
                 raise ValueError("its alignment is no sensible number")
             if not self.config:
                 self.config = _config(metadata)
-            start = -(-header.at // alignment) * alignment
-            places = []
+            start = reached = _aligned(header.at, alignment)
             for name, dims, number, offset in described:
                 kind = kinds(number)
                 shape = tuple(reversed(dims))
-                size = _size(kind, shape[:-1], shape[-1:])
-                places.append((start + offset, start + offset + size))
+                # One after the other, as llama.cpp demands too.
+                if start + offset != _aligned(reached, alignment):
+                    raise ValueError("its tensors overlap or leave a gap")
+                reached = start + offset + _size(kind, shape[:-1], shape[-1:])
                 if name in self._infos:
                     raise ValueError(f"the tensor {name!r:.200} stands twice")
                 heads = self._permuted_heads(name, shape)
                 self._infos[name] = _Info(file, start + offset, shape, kind, heads)
-            reached = start
-            for begin, end in sorted(places):
-                if begin < reached or end > file.size:
-                    raise ValueError("its tensors overlap or reach beyond its end")
-                reached = end
+            if described and not reached <= file.size <= _aligned(reached, alignment):
+                raise ValueError(f"its tensors end at byte {reached}, it has {file.size}")
         except (ValueError, TypeError, struct.error, OverflowError) as error:
             raise CheckpointError(
                 f"{file.path} is not a whole GGUF file ({error!s:.300}). It may be truncated; copy "
@@ -210,9 +209,20 @@ class GgufModel:
         if key is None:
             return None
         heads = self.config.get(key, self.config.get("num_attention_heads"))
-        if type(heads) is not int or heads < 1 or shape[0] % (2 * heads):
+        # The whole of a Llama's heads rotates.
+        size = self.config.get("head_dim", self.config.get("rotary_dim"))
+        if (
+            type(heads) is not int
+            or heads < 1
+            or shape[0] % (2 * heads)
+            or (size is not None and size * heads != shape[0])
+        ):
             raise ValueError(f"{name!r:.200} with {shape[0]} rows does not fit {heads!r:.20} heads")
         return heads
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment
 
 
 def _in_own_order(tensor: Tensor, heads: int) -> Tensor:
@@ -251,6 +261,9 @@ def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         value = metadata.get(f"{architecture}.{key}")
         if type(value) is int:
             found[name] = value
+    # Every model has it: its name tells, too, whether the architecture's is right.
+    if "num_hidden_layers" not in found:
+        raise ValueError(f"it tells nothing of the architecture {architecture!r:.50}")
     return found
 
 
@@ -275,7 +288,7 @@ class _Header:
 
     def __init__(self, file: ByteFile) -> None:
         self._file = file
-        self._window = b""
+        self._window = bytearray()
         self._start = 0
         self.at = 0
 
@@ -307,7 +320,7 @@ class _Header:
             described.append((name, dims, self._number("I"), self._number("Q")))
         return metadata, described
 
-    def _take(self, length: int) -> bytes:
+    def _take(self, length: int) -> bytearray:
         self._move(length)
         begin = self.at - length - self._start
         if begin < 0 or begin + length > len(self._window):

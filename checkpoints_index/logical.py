@@ -21,7 +21,7 @@ from checkpoints_index.architectures import (
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.labels import label_paths
 from checkpoints_index.layouts import Settings, Stripes, divide
-from checkpoints_index.matrices import DTYPES, Matrix, clean_name, is_linear, locate
+from checkpoints_index.matrices import Matrix, clean_name, is_linear, locate
 from checkpoints_index.tensors import StoredTensor
 
 # Switch Transformers has 2,048; a header could claim any number.
@@ -126,7 +126,7 @@ def logical_matrices(
     kinds: dict[str, _Kind] = {}
     for name, stored in tensors.items():
         path = clean_name(name)
-        if stored.dtype not in DTYPES.values() or min(stored.shape, default=0) < 1:
+        if not stored.can_be_weight or min(stored.shape, default=0) < 1:
             continue
         # A model has thousands of paths, but few that differ in more than numbers.
         pattern = _NUMBERS.sub("#", path)

@@ -53,14 +53,12 @@ class ModelCheckpoint:
         self.config: Mapping[str, Any] = config or {}
         self._logical: dict[str, LogicalMatrix] = {}
         self._layers: dict[str, list[LogicalMatrix]] = defaultdict(list)
-        for logical in logical_matrices(store.tensors, config):
-            name = logical.matrix.name
-            if name in self._logical:
-                raise CheckpointError(
-                    f"{path} holds {name!r} twice: as {logical.tensor!r} and as "
-                    f"{self._logical[name].tensor!r}. Keep one of them."
-                )
-            self._logical[name] = logical
+        try:
+            found = logical_matrices(store.tensors, config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        for logical in found:
+            self._logical[logical.matrix.name] = logical
             self._layers[logical.layer_path].append(logical)
         self.matrices: tuple[Matrix, ...] = tuple(m.matrix for m in self._logical.values())
 

@@ -115,15 +115,17 @@ class RemoteFile:
         version = next((status[key] for key in _VERSIONS if status.get(key)), "")
         self.fingerprint = f"{path.name}:{self.size}:{version}"
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes."""
         if offset + length > self.size:
             raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
-        return retried(lambda: self._range(offset, length), self.path) if length else b""
+        if not length:
+            return bytearray()
+        return bytearray(retried(lambda: self._range(offset, length), self.path))
 
     def map(self, offset: int, length: int) -> memoryview:
         """Read `length` bytes into a buffer of their own."""
-        return memoryview(bytearray(self.read(offset, length)))
+        return memoryview(self.read(offset, length))
 
     def _range(self, offset: int, length: int) -> bytes:
         content = self.path.fs.cat_file(self.path.path, start=offset, end=offset + length)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+
+_FLOATS = {"float64", "float32", "float16", "bfloat16"}
+# GGUF's: q4_0, q6_k, iq4_xs, tq1_0, mxfp4.
+_QUANTISATION = re.compile(r"(i|t)?q\d.*|(mx|nv)fp4")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def can_be_weight(self) -> bool:
+        """Whether reading it gives weights: floats of 16 bits or more, or a quantisation of them.
+
+        Floats of 8 bits and integers are weights only together with scales in another tensor.
+        """
+        return self.dtype in _FLOATS or _QUANTISATION.fullmatch(self.dtype) is not None
 
 
 class TensorStore(Protocol):

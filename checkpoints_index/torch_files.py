@@ -3,7 +3,8 @@
 ``torch.save`` writes a zip archive: a pickle that describes the tensors, and one uncompressed
 record for the numbers of each storage. Only the pickle is loaded, by ``torch.load`` with
 ``weights_only=True``, from a copy of the archive in which all storages are empty; the numbers are
-read from their place in the file when they are asked for. Nothing here can be told to load a file
+read from their place in the file when they are asked for, and checked by the archive's sums where a
+whole storage is read. Nothing here can be told to load a file
 that needs more than that.
 """
 
@@ -14,6 +15,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,9 @@ _MAX_LEGACY = 2**30
 # Under which keys trainers put a model's weights, beside optimizers and counters.
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+
+_FIELD = struct.Struct("<HH")  # of the extra field: kind and length
+_PADDING = 68
 
 # One file is a whole checkpoint by these names, but for what trainers write beside the weights.
 _SUFFIXES = (".pt", ".pth", ".bin")
@@ -118,8 +123,12 @@ class TorchFile:
 
 @dataclass(frozen=True)
 class _Record:
+    """One record of an archive, as its directory describes it."""
+
+    name: bytes
     header: int
     size: int
+    crc: int
 
 
 class Archive:
@@ -183,12 +192,12 @@ class Archive:
         length = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
         first = int(tensor.storage_offset()) * tensor.dtype.itemsize
         begin = self._begin(record) + first
-        if first + length * tensor.dtype.itemsize > record.size or (
-            begin + length * tensor.dtype.itemsize > self._file.size
-        ):
+        if first + length * tensor.dtype.itemsize > record.size:
             raise self._broken(f"a tensor reaches beyond record {key!r}")
         try:
             run = read_tensor(self._file, begin, tensor.dtype, (length,))
+            if length * tensor.dtype.itemsize == record.size:
+                self._check_sum(record, run.view(torch.uint8).numpy())
             if self._swapped:
                 width = tensor.dtype.itemsize
                 run = run.view(torch.uint8).reshape(-1, width).flip(1).reshape(-1)
@@ -207,30 +216,35 @@ class Archive:
             entries[name] = entry
         if "data.pkl" not in entries:
             raise ValueError("it has no record data.pkl")
+        # zipfile takes what stands before an archive for a program that unpacks it.
+        if min(entry.header_offset for entry in entries.values()) != 0:
+            raise ValueError("it does not begin with a record")
         for name, entry in entries.items():
             if name.startswith("data/"):
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     raise ValueError(f"record {name!r:.200} is compressed or encrypted")
                 if entry.file_size > self._file.size:
                     raise ValueError(f"record {name!r:.200} is larger than the file")
-                self._records[name.removeprefix("data/")] = _Record(
-                    entry.header_offset, entry.file_size
-                )
-        self._description = self._small_record(archive, entries["data.pkl"], _MAX_DESCRIPTION)
+                self._records[name.removeprefix("data/")] = _record(entry)
+        self._description = self._small_record(entries["data.pkl"], _MAX_DESCRIPTION)
         order = entries.get("byteorder")
-        order_name = self._small_record(archive, order, 16) if order else b"little"
+        order_name = self._small_record(order, 16) if order else b"little"
         if order_name not in (b"little", b"big"):
             raise ValueError(f"its byte order is {order_name!r}")
         self._swapped = order_name == b"big"
 
-    def _small_record(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+    def _small_record(self, entry: zipfile.ZipInfo, most: int) -> bytes | bytearray:
         if entry.file_size > most or entry.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{entry.filename!r:.200} is compressed or has more than {most} bytes")
-        try:
-            with archive.open(entry) as record:
-                return record.read(most)
-        except (RuntimeError, EOFError) as error:
-            raise ValueError(str(error)) from error
+        record = _record(entry)
+        content = self._file.read(self._begin(record), record.size)
+        self._check_sum(record, content)
+        return content
+
+    def _check_sum(self, record: _Record, content: Any) -> None:
+        # Writers may leave the sums out, and then write zeros.
+        if record.crc and zlib.crc32(content) != record.crc:
+            raise self._broken(f"the bytes of record {record.name!r:.200} do not fit its checksum")
 
     def _key(self, tensor: Tensor) -> str:
         # torch notes where in the file a storage without numbers has them.
@@ -238,17 +252,40 @@ class Archive:
         return self._places.get(cast(int, place), "")
 
     def _begin(self, record: _Record) -> int:
-        header = self._file.read(record.header, _LOCAL_HEADER.size)
-        signature, name, extra = _LOCAL_HEADER.unpack(header)
-        if signature != b"PK\x03\x04":
-            raise self._broken("a record has no header")
-        return record.header + _LOCAL_HEADER.size + name + extra
+        """Return where the bytes of a record begin: after its own header, which must be right."""
+        length = _LOCAL_HEADER.size + len(record.name)
+        header = self._file.read(
+            record.header, min(length + _PADDING, max(0, self._file.size - record.header))
+        )
+        if len(header) < length:
+            raise self._broken(f"record {record.name!r:.200} is not there")
+        signature, name, extra = _LOCAL_HEADER.unpack_from(header)
+        if signature != b"PK\x03\x04" or header[_LOCAL_HEADER.size : length] != record.name:
+            raise self._broken(f"record {record.name!r:.200} is not where it should be")
+        begin = record.header + length + extra
+        fields = header[length : length + extra]
+        if len(fields) < extra:
+            fields = self._file.read(record.header + length, extra)
+        # Padding to whole 64 bytes, of fields that each tell their length.
+        at = 0
+        while at + _FIELD.size <= extra:
+            at += _FIELD.size + _FIELD.unpack_from(fields, at)[1]
+        if name != len(record.name) or at != extra:
+            raise self._broken(f"the header of record {record.name!r:.200} is damaged")
+        if begin + record.size > self._file.size:
+            raise self._broken(f"record {record.name!r:.200} reaches beyond its end")
+        return begin
 
     def _broken(self, reason: str) -> CheckpointError:
         return CheckpointError(
             f"{self._file.path} is not a whole PyTorch file ({reason:.500}). It may be truncated; "
             "copy or write it again."
         )
+
+
+def _record(entry: zipfile.ZipInfo) -> _Record:
+    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+    return _Record(name, entry.header_offset, entry.file_size, entry.CRC)
 
 
 class _Stream(io.RawIOBase):
@@ -284,7 +321,7 @@ class _Stream(io.RawIOBase):
         length = left if size is None or size < 0 else min(size, left)
         if length > _MAX_DESCRIPTION:
             raise ValueError(f"its directory has more than {_MAX_DESCRIPTION} bytes")
-        content = self._file.read(self._at, length)
+        content = bytes(self._file.read(self._at, length))
         self._at += length
         return content
 
@@ -326,8 +363,8 @@ def load_plain(stream: io.BytesIO, path: Path, device: str) -> Any:
 def _first_lines(error: Exception) -> str:
     """Return what torch says is wrong, without its advice to load the file all the same."""
     text = str(error)
-    reason = re.search(r"WeightsUnpickler error: *(.*)", text)
-    return (reason.group(1) if reason else text.split("\n", 1)[0])[:300]
+    reason = re.search(r"WeightsUnpickler error:\s*(.*)", text)
+    return re.split(r"\.? Please |\n", reason.group(1) if reason else text)[0][:300]
 
 
 def _named_tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:

@@ -99,7 +99,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     parts_of: int = 0,
 ) -> None:
-    """Write a Llama as llama.cpp's converter does: matrices in one type, in parts of some tensors."""
+    """Write a Llama as llama.cpp's converter does: matrices in one type, perhaps in parts."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=parts_of)
     writer.add_block_count(config.num_hidden_layers)
@@ -108,6 +108,7 @@ def write_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_token_list([f"token {i}" for i in range(config.vocab_size)])
@@ -117,7 +118,9 @@ def write_gguf(
             w = converter_order(w, config.num_attention_heads)
         if "k_proj" in name:
             w = converter_order(w, config.num_key_value_heads)
-        used = kind if w.ndim == 2 else gguf.GGMLQuantizationType.F32
+        # Blocks of 32 numbers: what does not consist of them stays as it is, as there.
+        fits = w.ndim == 2 and w.shape[1] % 32 == 0
+        used = kind if fits else gguf.GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), gguf.quantize(w, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

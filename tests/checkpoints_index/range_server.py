@@ -92,8 +92,8 @@ class _Handler(SimpleHTTPRequestHandler):
         if failure == "short":
             body = body[: len(body) // 2]
             self.close_connection = True
-        self.wfile.write(body)
         self.server.sent += len(body)
+        self.wfile.write(body)
 
 
 @contextmanager
