@@ -145,6 +145,7 @@ class AdapterFolder:
             If the base has none of the adapter's layers or other shapes, or W_t does not follow
             from W_0 and the adapter.
         """
+        # Imported here, for it builds on this class.
         from checkpoints_index.bound_adapters import BoundAdapter
 
         return BoundAdapter(self, base)
@@ -194,21 +195,24 @@ class AdapterFolder:
         found: dict[str, dict[str, str]] = {}
         for name in self._file.tensors:
             parts = name.split(".")
-            inside = [i for i, part in enumerate(parts) if part.startswith(prefix)]
-            if inside:
-                stem, inner = ".".join(parts[: inside[-1]]), ".".join(parts[inside[-1] :])
-            elif parts[-1] == "weight":
-                stem, inner = ".".join(parts[:-1]), "weight"
-            else:
+            own = [i for i, part in enumerate(parts) if part.startswith(prefix)]
+            if not own and parts[-1] != "weight":
                 continue
-            if inside and stem in ("", _SHARED_STEM):
+            # A layer's own name may begin like a method's tensors.
+            at = own[-1] if own else len(parts) - 1
+            stem, inner = ".".join(parts[:at]), ".".join(parts[at:])
+            if own and stem in ("", _SHARED_STEM):
                 self.shared[inner] = name
             elif locate(clean_name(stem)) is not None:
                 found.setdefault(stem, {})[inner] = name
         layers: dict[str, AdapterLayer] = {}
         for stem, tensors in found.items():
             layer = self._layer(stem, tensors)
-            if layer is not None and layers.setdefault(layer.matrix.name, layer) is not layer:
+            if layer is None:
+                continue
+            known = layers.setdefault(layer.matrix.name, layer)
+            # Parameters of one module, adapted one around the other, which `bind` refuses.
+            if known is not layer and not self.settings.get("target_parameters"):
                 raise CheckpointError(f"{self._file.path} has {layer.matrix.name!r} twice.")
         return layers
 

@@ -21,6 +21,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from checkpoints_index import Checkpoint, CheckpointError, open_model
@@ -78,6 +80,31 @@ def test_w_t_on_a_bfloat16_base(name: str, tmp_path: Path, half_base: Checkpoint
     merged = write(name, tmp_path, torch.bfloat16)
     # The merge rounds the update and the sum, that of PiSSA and OLoRA the residual too.
     assert deviation(open_adapter(tmp_path).bind(half_base), merged, torch.bfloat16) < 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PiSSA",
+        "OLoRA",
+        "KaSA",
+        "LoRA, alphas by layer",
+        "AdaLoRA",
+        "VeRA without projections",
+        "RandLoRA without projections",
+        "FourierFT",
+    ],
+)
+def test_w_t_is_what_peft_makes_of_the_saved_adapter(
+    name: str, tmp_path: Path, base: Checkpoint
+) -> None:
+    """Loading subtracts starts, draws projections and reads sorted settings anew."""
+    write(name, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(tiny_llama(), str(tmp_path))
+        merged = attention_weights(model.merge_and_unload())
+    assert deviation(open_adapter(tmp_path).bind(base), merged, torch.float32) < 8
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -172,6 +199,20 @@ def test_loras_whose_w_t_is_not_had_are_refused(
     checkpoint = open_adapter(tmp_path)
     option = next(iter(changes)) if "use_dora" not in changes else "init_lora_weights"
     with pytest.raises(CheckpointError, match=rf"is a LoRA with .*{option}.*Merge it"):
+        checkpoint.bind(base)
+
+
+def test_a_lora_on_experts_in_one_tensor_is_listed_and_refused(
+    tmp_path: Path, base: Checkpoint
+) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))  # type: ignore[arg-type]
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    save(adapt(model, lambda: peft.LoraConfig(r=2, target_parameters=names)), tmp_path)
+    checkpoint = open_adapter(tmp_path)
+    assert [m.name for m in checkpoint.matrices] == ["model.layers.0.mlp.experts"]
+    with pytest.raises(CheckpointError, match="is a LoRA with target_parameters"):
         checkpoint.bind(base)
 
 
