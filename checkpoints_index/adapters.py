@@ -194,17 +194,12 @@ class AdapterFolder:
         prefix = METHODS[self.kind].prefix
         found: dict[str, dict[str, str]] = {}
         for name in self._file.tensors:
-            parts = name.split(".")
-            own = [i for i, part in enumerate(parts) if part.startswith(prefix)]
-            if not own and parts[-1] != "weight":
-                continue
-            # A layer's own name may begin like a method's tensors.
-            at = own[-1] if own else len(parts) - 1
-            stem, inner = ".".join(parts[:at]), ".".join(parts[at:])
-            if own and stem in ("", _SHARED_STEM):
-                self.shared[inner] = name
-            elif locate(clean_name(stem)) is not None:
+            parted = _parted(name, prefix)
+            if parted is not None:
+                stem, inner = parted
                 found.setdefault(stem, {})[inner] = name
+        for stem in ("", _SHARED_STEM):
+            self.shared |= found.pop(stem, {})
         layers: dict[str, AdapterLayer] = {}
         for stem, tensors in found.items():
             layer = self._layer(stem, tensors)
@@ -217,11 +212,13 @@ class AdapterFolder:
         return layers
 
     def _layer(self, stem: str, tensors: dict[str, str]) -> AdapterLayer | None:
-        stored = {inner: self._file.tensors[name] for inner, name in tensors.items()}
         name = clean_name(stem)
         place = locate(name)
-        assert place is not None
+        if place is None:
+            # An embedding or a head.
+            return None
         path = stem.removeprefix(_PEFT_PREFIX)
+        stored = {inner: self._file.tensors[name] for inner, name in tensors.items()}
         if "weight" in stored:
             if len(stored) > 1:
                 raise CheckpointError(f"{self._file.path} has {name!r} twice.")
@@ -245,6 +242,15 @@ class AdapterFolder:
         if not floats or any(tensor.dtype not in DTYPES.values() for tensor in floats):
             raise CheckpointError(f"{self._file.path}: {stem!r} is no matrix of floats.")
         return AdapterLayer(path, tensors, Matrix(name, *place, size, floats[0].dtype, rank))
+
+
+def _parted(name: str, prefix: str) -> tuple[str, str] | None:
+    """Return a layer's path and the tensor's name within it, where it is one of an adapter's."""
+    # A layer's own name may begin like a method's tensors: the last one counts.
+    stem, found, inner = f".{name}".rpartition(f".{prefix}")
+    if found:
+        return stem[1:], prefix + inner
+    return (name.removesuffix(".weight"), "weight") if name.endswith(".weight") else None
 
 
 def _open_weights(folder: Path) -> TensorStore:
