@@ -30,8 +30,8 @@ from checkpoints_index.torch_files import NESTED, Archive
 METADATA_FILE = ".metadata"
 SUFFIX = ".distcp"
 
-# Describes about half a million chunks.
-_MAX_METADATA = 64 * 2**20
+# Describes some 250,000 chunks: a model of 70 billion parameters, without its optimizer, in 256.
+_MAX_METADATA = 32 * 2**20
 
 
 class _Inert:
