@@ -24,7 +24,10 @@ _SILENCE = 30.0
 _TRANSIENT = {408, 425, 429}
 _NOT_THERE = {404, 410}
 # What a store that can say says of a file's content, in the order of its worth.
-_VERSIONS = ("ETag", "etag", "md5Hash", "sha256", "Content-MD5", "LastModified", "Last-Modified")
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "blob_id", "Content-MD5"),
+    *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created"),
+)
 
 _Result = TypeVar("_Result")
 _counted: Counter[str] = Counter()
@@ -128,7 +131,10 @@ class RemoteFile:
         return memoryview(self.read(offset, length))
 
     def _range(self, offset: int, length: int) -> bytes:
-        content = self.path.fs.cat_file(self.path.path, start=offset, end=offset + length)
+        store = self.path.fs
+        # Stores that work with blocking files would read megabytes ahead.
+        options = {} if getattr(store, "async_impl", False) else {"cache_type": "none"}
+        content = store.cat_file(self.path.path, start=offset, end=offset + length, **options)
         with _counting:
             _counted[str(self.path)] += len(content)
         if len(content) != length:

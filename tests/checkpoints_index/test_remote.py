@@ -6,9 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from safetensors.torch import save_file
 
 import checkpoints_index.remote
@@ -166,6 +170,38 @@ def test_a_server_that_is_not_there_is_an_error(server: RangeServer) -> None:
 def test_a_file_that_is_not_there_is_an_error(server: RangeServer) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors does not exist"):
         TensorFile(open_path(f"{server.url}/none.safetensors"))
+
+
+class BlockingStore(AbstractFileSystem):
+    """A store with blocking, buffered files, as the hub's is; it counts what it hands out."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.content = content
+        self.given = 0
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.content), "type": "file", "blob_id": "abc"}
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> BlockingFile:
+        return BlockingFile(self, path, mode, **kwargs)
+
+
+class BlockingFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.given += end - start
+        return bytes(self.fs.content[start:end])
+
+
+def test_stores_with_buffered_files_read_nothing_ahead(tmp_path: Path, file: torch.Tensor) -> None:
+    store = BlockingStore((tmp_path / "model.safetensors").read_bytes())
+    path: Any = SimpleNamespace(fs=store, path="run/model.safetensors", name="model.safetensors")
+    opened = TensorFile(path)
+    assert opened.fingerprint == f"model.safetensors:{len(store.content)}:abc"
+    headers = store.given
+    assert headers < 0.02 * len(store.content)
+    assert torch.equal(opened.read("layers.7.q_proj.weight"), file)
+    assert store.given - headers == file.numel() * 4
 
 
 def test_paths_of_this_machine_stay_paths(tmp_path: Path) -> None:
