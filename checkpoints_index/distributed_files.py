@@ -25,7 +25,8 @@ from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
 from checkpoints_index.tensors import StoredTensor
-from checkpoints_index.torch_files import NESTED, Archive
+from checkpoints_index.torch_archives import Archive
+from checkpoints_index.torch_files import NESTED
 
 METADATA_FILE = ".metadata"
 SUFFIX = ".distcp"
