@@ -37,6 +37,8 @@ _PARTS = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
+# Where one of llama.cpp's names stands for something else.
+_OTHER_PARTS = {("phi3", "ffn_up"): "mlp.gate_up_proj"}
 _OUTER = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
 _CONFIG = {
     "block_count": "num_hidden_layers",
@@ -78,7 +80,7 @@ class GgufHeader:
                 metadata[key] = value
         described = []
         for _ in range(tensors):
-            name = _own_name(self._text())
+            name = own_name(self._text(), metadata.get("general.architecture"))
             count = self._number("I")
             if count > 8:
                 raise ValueError(f"{name!r:.200} has {count} dimensions")
@@ -155,17 +157,18 @@ def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str, architecture: object = None) -> str:
     """Return Hugging Face's name of a tensor; what has none there keeps its last part.
 
     Examples
     --------
-    >>> _own_name("blk.3.attn_q.weight")
+    >>> own_name("blk.3.attn_q.weight")
     'model.layers.3.self_attn.q_proj.weight'
     """
     match = re.fullmatch(r"blk\.(\d+)\.([^.]+)(\..+)?", name)
     if match:
         number, part, rest = match.groups()
-        return f"model.layers.{number}.{_PARTS.get(part, part)}{rest or ''}"
+        own = _OTHER_PARTS.get((str(architecture), part)) or _PARTS.get(part, part)
+        return f"model.layers.{number}.{own}{rest or ''}"
     first, dot, rest = name.partition(".")
     return f"{_OUTER.get(first, first)}{dot}{rest}"
