@@ -10,12 +10,13 @@ told to load a file that needs more than that.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,37 @@ class _Record:
     crc: int
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where in an archive the numbers of a tensor are.
+
+    Attributes
+    ----------
+    key : str
+        The record of its storage.
+    storage : int
+        Bytes that the storage must have.
+    dtype : torch.dtype
+        Of the numbers.
+    shape, strides : tuple of int
+        In numbers.
+    first : int
+        Which number of the storage is the tensor's first.
+    """
+
+    key: str
+    storage: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    first: int
+
+    def rows(self, start: int, stop: int) -> TensorPlace:
+        """Return the place of a run of its rows."""
+        first = self.first + (start * self.strides[0] if start < stop else 0)
+        return replace(self, shape=(stop - start, *self.shape[1:]), first=first)
+
+
 class Archive:
     """The zip archive that ``torch.save`` writes.
 
@@ -69,7 +101,7 @@ class Archive:
         self._places: dict[int, str] = {}
 
     def load(self) -> Any:
-        """Load what the file describes, with tensors that have no numbers."""
+        """Load what the file describes, with tensors that have no numbers; once."""
         empty = io.BytesIO()
         with zipfile.ZipFile(empty, "w") as copy:
             copy.writestr("archive/data.pkl", self._description)
@@ -81,41 +113,54 @@ class Archive:
                 i.header_offset + 30 + len(i.filename): i.filename.removeprefix("archive/data/")
                 for i in copy.infolist()
             }
+        self._description = b""
         return load_plain(empty, self._file.path, "meta")
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor is plain numbers in a record of the archive, all of them there."""
+    def find(self, tensor: Tensor) -> TensorPlace | None:
+        """Return where a tensor that `load` gave has its numbers; ``None`` where in no plain form."""
         if tensor.layout != torch.strided or tensor.is_quantized:
-            return False
-        record = self._records.get(self._key(tensor))
-        return record is not None and record.size == tensor.untyped_storage().nbytes()
+            return None
+        # torch notes where in the file a storage without numbers has them.
+        place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        key = self._places.get(cast(int, place))
+        if key is None:
+            return None
+        return TensorPlace(
+            key,
+            tensor.untyped_storage().nbytes(),
+            tensor.dtype,
+            tuple(map(int, tensor.shape)),
+            tuple(map(int, tensor.stride())),
+            int(tensor.storage_offset()),
+        )
 
-    def read(self, tensor: Tensor) -> Tensor:
-        """Read the numbers of a tensor that `load` gave, or of a view of it."""
-        key = self._key(tensor) if tensor.layout == torch.strided else ""
-        record = self._records.get(key)
-        if record is None:
-            raise CheckpointError(f"{self._file.path}: a tensor is stored in no plain form.")
-        if record.size != tensor.untyped_storage().nbytes():
-            raise self._broken(f"record {key!r} has {record.size} bytes, not what it must have")
-        if not tensor.numel():
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+    def holds(self, place: TensorPlace) -> bool:
+        """Whether the archive has the storage as it must be."""
+        return self._records[place.key].size == place.storage
+
+    def read(self, place: TensorPlace) -> Tensor:
+        """Read the numbers of a tensor, or of a run of its rows."""
+        record, dtype = self._records[place.key], place.dtype
+        if not self.holds(place):
+            raise self._broken(
+                f"record {place.key!r:.200} has {record.size} bytes, not {place.storage}"
+            )
+        if not math.prod(place.shape):
+            return torch.empty(place.shape, dtype=dtype)
         # The run of the storage from the tensor's first number to its last.
-        sizes, strides = tensor.shape, tensor.stride()
-        length = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
-        first = int(tensor.storage_offset()) * tensor.dtype.itemsize
-        begin = self._begin(record) + first
-        if first + length * tensor.dtype.itemsize > record.size:
-            raise self._broken(f"a tensor reaches beyond record {key!r}")
+        reach = sum((n - 1) * s for n, s in zip(place.shape, place.strides, strict=True))
+        size = (1 + reach) * dtype.itemsize
+        first = place.first * dtype.itemsize
+        if first + size > record.size:
+            raise self._broken(f"a tensor reaches beyond record {place.key!r:.200}")
         try:
-            run = read_tensor(self._file, begin, tensor.dtype, (length,))
-            if length * tensor.dtype.itemsize == record.size:
+            run = read_tensor(self._file, self._begin(record) + first, dtype, (1 + reach,))
+            if size == record.size:
                 self._check_sum(record, run.view(torch.uint8).numpy())
             if self._swapped:
-                width = tensor.dtype.itemsize
-                run = run.view(torch.uint8).reshape(-1, width).flip(1).reshape(-1)
-                run = run.view(tensor.dtype)
-            return run.as_strided(sizes, strides, 0)
+                run = run.view(torch.uint8).reshape(-1, dtype.itemsize).flip(1).reshape(-1)
+                run = run.view(dtype)
+            return run.as_strided(place.shape, place.strides, 0)
         except (RuntimeError, OverflowError) as error:
             raise self._broken(str(error)) from error
 
@@ -139,7 +184,9 @@ class Archive:
                 if entry.file_size > self._file.size:
                     raise ValueError(f"record {name!r:.200} is larger than the file")
                 self._records[name.removeprefix("data/")] = _record(entry)
-        self._description = self._small_record(entries["data.pkl"], _MAX_DESCRIPTION)
+        self._description: bytes | bytearray = self._small_record(
+            entries["data.pkl"], _MAX_DESCRIPTION
+        )
         order = entries.get("byteorder")
         order_name = self._small_record(order, 16) if order else b"little"
         if order_name not in (b"little", b"big"):
@@ -158,11 +205,6 @@ class Archive:
         # Writers may leave the sums out, and then write zeros.
         if record.crc and zlib.crc32(content) != record.crc:
             raise self._broken(f"the bytes of record {record.name!r:.200} do not fit its checksum")
-
-    def _key(self, tensor: Tensor) -> str:
-        # torch notes where in the file a storage without numbers has them.
-        place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        return self._places.get(cast(int, place), "")
 
     def _begin(self, record: _Record) -> int:
         """Return where the bytes of a record begin: after its own header, which must be right."""

@@ -17,7 +17,7 @@ from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
 from checkpoints_index.shards import ShardedStore, shard_candidate
 from checkpoints_index.tensors import StoredTensor, TensorStore
-from checkpoints_index.torch_archives import Archive, load_plain
+from checkpoints_index.torch_archives import Archive, TensorPlace, load_plain
 
 MODEL_FILE = "pytorch_model.bin"
 MODEL_INDEX = "pytorch_model.bin.index.json"
@@ -67,14 +67,16 @@ class TorchFile:
         self._file = open_bytes(path)
         archive = self._file.size >= 4 and self._file.read(0, 4) == b"PK\x03\x04"
         self._archive = Archive(self._file) if archive else None
+        self._places: dict[str, TensorPlace | None] = {}
         loaded = self._archive.load() if self._archive else _load_legacy(self._file)
-        self._loaded = dict(_named_tensors(loaded))
-        if not self._loaded:
+        named = dict(_named_tensors(loaded))
+        if not named:
             raise CheckpointError(
                 f"{path} must hold a dictionary of tensors, but has none ({type(loaded).__name__})."
             )
+        self._legacy = None if self._archive else named
         self.tensors: Mapping[str, StoredTensor] = {
-            name: StoredTensor(tuple(t.shape), self._dtype(t)) for name, t in self._loaded.items()
+            name: StoredTensor(tuple(t.shape), self._dtype(name, t)) for name, t in named.items()
         }
 
     @property
@@ -84,20 +86,32 @@ class TorchFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read one tensor, or a run of its rows."""
-        if name not in self._loaded:
+        if name not in self.tensors:
             raise CheckpointError(
-                f"{self.path} has no tensor {name!r} ({len(self._loaded)} tensors, e.g. "
-                f"{next(iter(self._loaded))!r})."
+                f"{self.path} has no tensor {name!r} ({len(self.tensors)} tensors, e.g. "
+                f"{next(iter(self.tensors))!r})."
             )
-        tensor = self._loaded[name]
-        if rows is not None:
-            start, stop = row_run(tuple(tensor.shape), rows)
-            tensor = tensor[start:stop]
-        return self._archive.read(tensor) if self._archive else tensor.clone()
+        run = None if rows is None else row_run(self.tensors[name].shape, rows)
+        if self._archive is None:
+            if self._legacy is None:
+                self._legacy = dict(_named_tensors(_load_legacy(self._file)))
+            tensor = self._legacy[name]
+            return (tensor if run is None else tensor[slice(*run)]).clone()
+        place = self._places[name]
+        if place is None:
+            raise CheckpointError(f"{self.path}: {name!r} is stored in no plain form.")
+        return self._archive.read(place if run is None else place.rows(*run))
 
-    def _dtype(self, tensor: Tensor) -> str:
-        plain = self._archive is None or self._archive.holds(tensor)
-        return torch_dtype_name(tensor.dtype) if plain else "unknown"
+    def _dtype(self, name: str, tensor: Tensor) -> str:
+        if self._archive is not None:
+            place = self._places[name] = self._archive.find(tensor)
+            if place is None or not self._archive.holds(place):
+                return "unknown"
+        return torch_dtype_name(tensor.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes load the numbers themselves.
+        return self.__dict__ | {"_legacy": None}
 
 
 def _load_legacy(file: ByteFile) -> Any:
