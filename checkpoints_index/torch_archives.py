@@ -93,6 +93,7 @@ class Archive:
     def __init__(self, file: ByteFile) -> None:
         self._file = file
         self._records: dict[str, _Record] = {}
+        self._description: bytes | bytearray = b""
         try:
             with zipfile.ZipFile(_Stream(file)) as archive:
                 self._read_directory(archive)
@@ -117,7 +118,7 @@ class Archive:
         return load_plain(empty, self._file.path, "meta")
 
     def find(self, tensor: Tensor) -> TensorPlace | None:
-        """Return where a tensor that `load` gave has its numbers; ``None`` where in no plain form."""
+        """Return where the numbers of a loaded tensor are; ``None`` if in no plain form."""
         if tensor.layout != torch.strided or tensor.is_quantized:
             return None
         # torch notes where in the file a storage without numbers has them.
@@ -184,9 +185,7 @@ class Archive:
                 if entry.file_size > self._file.size:
                     raise ValueError(f"record {name!r:.200} is larger than the file")
                 self._records[name.removeprefix("data/")] = _record(entry)
-        self._description: bytes | bytearray = self._small_record(
-            entries["data.pkl"], _MAX_DESCRIPTION
-        )
+        self._description = self._small_record(entries["data.pkl"], _MAX_DESCRIPTION)
         order = entries.get("byteorder")
         order_name = self._small_record(order, 16) if order else b"little"
         if order_name not in (b"little", b"big"):

@@ -95,7 +95,9 @@ class TorchFile:
         if self._archive is None:
             if self._legacy is None:
                 self._legacy = dict(_named_tensors(_load_legacy(self._file)))
-            tensor = self._legacy[name]
+            tensor = self._legacy.get(name)
+            if tensor is None:
+                raise CheckpointError(f"{self.path} has changed and has no tensor {name!r} now.")
             return (tensor if run is None else tensor[slice(*run)]).clone()
         place = self._places[name]
         if place is None:

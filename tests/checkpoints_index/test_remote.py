@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,15 @@ def test_paths_of_this_machine_stay_paths(tmp_path: Path) -> None:
 def test_an_unknown_scheme_says_what_to_install() -> None:
     with pytest.raises(CheckpointError, match=r"spectra-svd\[remote\]"):
         open_path("nosuchscheme://bucket/run")
+
+
+@pytest.mark.parametrize("library", ["upath", "aiohttp"])
+def test_without_the_libraries_the_extra_is_named(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(CheckpointError, match=r'pip install "spectra-svd\[remote\]"'):
+        open_path("https://example.org/run")
 
 
 def test_any_fsspec_address_is_read(tmp_path: Path) -> None:
