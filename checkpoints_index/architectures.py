@@ -191,16 +191,17 @@ def _tower(config: Mapping[str, Any], parts: list[str]) -> Mapping[str, Any] | N
 
 
 def model_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """Return the model type that a configuration names, and the one that it is a tower of."""
-    name = config.get("model_type", "")
+    """Yield the model type that a configuration names, and the one that it is a tower of."""
+    name = config.get("model_type")
+    if name is None:
+        return
     if not isinstance(name, str):
         raise CheckpointError(
             f"The model's configuration must give model_type as a text, it gives {str(name)[:40]}. "
             "Repair config.json."
         )
-    if name:
-        yield name
-        yield from (name.removesuffix(s) for s in _SUFFIXES if name.endswith(s))
+    yield name
+    yield from (name.removesuffix(s) for s in _SUFFIXES if name.endswith(s))
 
 
 def find_fusion(config: Mapping[str, Any], path: str) -> Fusion | None:
