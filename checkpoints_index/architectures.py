@@ -93,6 +93,9 @@ _FUSED: tuple[tuple[str, dict[str, Fusion]], ...] = (
         {"input_linear": _GATE_UP},
     ),
     ("dinov2 dinov2_with_registers", {"weights_in": _GATE_UP}),
+    ("sapiens2", {"w12": _GATE_UP}),
+    ("tipsv2_vision_model", {"w12": _GATE_UP, "qkv": _STACKED}),
+    ("hrm_text", {"gqkv_proj": Fusion(("gate_proj", *_QKV), partial(equal, 4))}),
     ("exaone4_5", {"qkv": _HEADS}),
     ("qwen3_5 qwen3_5_moe qwen4_exp", {"in_proj_qkv": Fusion(_QKV, linear_attention)}),
     (
@@ -104,7 +107,7 @@ _FUSED: tuple[tuple[str, dict[str, Fusion]], ...] = (
         "ernie4_5_vl_moe florence2 glm4v glm4v_moe glm5_next glm_image glm_ocr got_ocr2 hiera "
         "mgp-str pp_formulanet qwen2_vl qwen2_5_vl qwen2_5_omni qwen3_5 qwen3_5_moe qwen3_omni_moe "
         "qwen3_vl qwen3_vl_moe qwen4_exp radio sam sam2 sam2_hiera_det_model sam_hq seggpt "
-        "timesformer unlimited_ocr vitdet pixio intern_vit_6b internvl_chat",
+        "timesformer unlimited_ocr vitdet intern_vit_6b internvl_chat",
         {"qkv": _STACKED},
     ),
 )
@@ -191,16 +194,17 @@ def _tower(config: Mapping[str, Any], parts: list[str]) -> Mapping[str, Any] | N
 
 
 def model_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """Return the model type that a configuration names, and the one that it is a tower of."""
-    name = config.get("model_type", "")
+    """Yield the model type that a configuration names, and the one that it is a tower of."""
+    name = config.get("model_type")
+    if name is None:
+        return
     if not isinstance(name, str):
         raise CheckpointError(
             f"The model's configuration must give model_type as a text, it gives {str(name)[:40]}. "
             "Repair config.json."
         )
-    if name:
-        yield name
-        yield from (name.removesuffix(s) for s in _SUFFIXES if name.endswith(s))
+    yield name
+    yield from (name.removesuffix(s) for s in _SUFFIXES if name.endswith(s))
 
 
 def find_fusion(config: Mapping[str, Any], path: str) -> Fusion | None:

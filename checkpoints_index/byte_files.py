@@ -86,9 +86,10 @@ def names_in(folder: Path) -> set[str]:
         If it cannot be listed.
     """
     if is_remote(folder):
-        from checkpoints_index.remote import list_names
+        from checkpoints_index.remote import list_folder
 
-        return list_names(folder)
+        listed = list_folder(folder)
+        return {*listed.files, *listed.folders}
     try:
         return set(os.listdir(folder))
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from checkpoints_index.matrices import is_number, locate
@@ -25,7 +25,8 @@ def label_paths(paths: Iterable[str]) -> dict[str, tuple[int, str]]:
     are counted through all stages, and what stands between two stages belongs to the last layer
     before it. The module is the last part of the path. Where one layer has several of a name, all
     of that name in the model are prefixed with the fewest leading parts of the enclosing path that
-    tell them apart, without layer numbers and without what all of them share.
+    tell them apart (none, for one of them at most), without layer numbers and without what all of
+    them share.
 
     Parameters
     ----------
@@ -54,7 +55,10 @@ def label_paths(paths: Iterable[str]) -> dict[str, tuple[int, str]]:
         prefixes = _prefixes(set(contexts.values()))
         for path, context in contexts.items():
             labels[path] = ".".join((*prefixes[context], module))
-    return {path: (layers[path], labels[path]) for path in located}
+    found = {path: (layers[path], labels[path]) for path in located}
+    times = Counter(found.values())
+    # Two kinds of lists in one place, as no architecture has them: nothing shorter is safe.
+    return {path: (p if times[p] == 1 else (p[0], path)) for path, p in found.items()}
 
 
 def _layers(paths: Iterable[str]) -> dict[str, int]:

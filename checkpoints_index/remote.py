@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,10 @@ _SILENCE = 30.0
 _TRANSIENT = {408, 425, 429}
 _NOT_THERE = {404, 410}
 # What a store that can say says of a file's content, in the order of its worth.
-_VERSIONS = ("ETag", "etag", "md5Hash", "sha256", "Content-MD5", "LastModified", "Last-Modified")
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "blob_id", "Content-MD5"),
+    *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created"),
+)
 
 _Result = TypeVar("_Result")
 _counted: Counter[str] = Counter()
@@ -77,15 +81,60 @@ def bytes_read(address: Path | str = "") -> int:
         return sum(n for file, n in _counted.items() if file.startswith(beginning))
 
 
-def list_names(folder: Any) -> set[str]:
-    """Return the names of what a remote folder holds now."""
+@dataclass(frozen=True)
+class RemoteFolder:
+    """What a remote folder holds.
 
-    def listed() -> set[str]:
+    Attributes
+    ----------
+    path : UPath
+        Where it is.
+    files : dict of str to str
+        Names of its files, each with its size and whatever else tells that it has changed.
+    folders : tuple of str
+        Names of the folders in it.
+    """
+
+    path: Any
+    files: dict[str, str]
+    folders: tuple[str, ...]
+
+
+def list_folder(folder: Any) -> RemoteFolder:
+    """List a remote folder as it is now; raises `CheckpointError` where that is impossible."""
+
+    def listed() -> list[dict[str, Any]]:
         # What was listed before may have grown.
         folder.fs.invalidate_cache(folder.path)
-        return {entry.name for entry in folder.iterdir()}
+        return folder.fs.ls(folder.path, detail=True)
 
-    return retried(listed, folder)
+    files: dict[str, str] = {}
+    folders = []
+    for entry in retried(listed, folder):
+        address = str(entry["name"]).rstrip("/")
+        # Some stores list the folder itself, as a file without content.
+        if address == str(folder.path).rstrip("/"):
+            continue
+        name = address.rsplit("/", 1)[-1]
+        if entry.get("type") == "directory":
+            folders.append(name)
+        else:
+            files[name] = f"{entry.get('size')}:{_version(entry)}"
+    return RemoteFolder(folder, files, tuple(sorted(folders)))
+
+
+def walk_remote(root: Any) -> Iterator[RemoteFolder]:
+    """Yield a remote folder and all below it, parents first, hidden ones left out."""
+    open_ends = [root]
+    while open_ends:
+        folder = list_folder(open_ends.pop())
+        yield folder
+        shown = [name for name in folder.folders if not name.startswith(".")]
+        open_ends += [folder.path / name for name in reversed(shown)]
+
+
+def _version(status: Mapping[str, Any]) -> str:
+    return next((str(status[key]) for key in _VERSIONS if status.get(key)), "")
 
 
 class RemoteFile:
@@ -112,8 +161,7 @@ class RemoteFile:
                 f"{path} is on a server that gives no byte ranges. Download the checkpoint first."
             )
         self.size: int = status["size"]
-        version = next((status[key] for key in _VERSIONS if status.get(key)), "")
-        self.fingerprint = f"{path.name}:{self.size}:{version}"
+        self.fingerprint = f"{path.name}:{self.size}:{_version(status)}"
 
     def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes."""
@@ -128,7 +176,10 @@ class RemoteFile:
         return memoryview(self.read(offset, length))
 
     def _range(self, offset: int, length: int) -> bytes:
-        content = self.path.fs.cat_file(self.path.path, start=offset, end=offset + length)
+        store = self.path.fs
+        # Stores that work with blocking files would read megabytes ahead.
+        options = {} if getattr(store, "async_impl", False) else {"cache_type": "none"}
+        content = store.cat_file(self.path.path, start=offset, end=offset + length, **options)
         with _counting:
             _counted[str(self.path)] += len(content)
         if len(content) != length:

@@ -1,51 +1,31 @@
-"""PyTorch files (``.bin``, ``.pt``, ``.pth``), read one tensor at a time and never executed.
-
-``torch.save`` writes a zip archive: a pickle that describes the tensors, and one uncompressed
-record for the numbers of each storage. Only the pickle is loaded, by ``torch.load`` with
-``weights_only=True``, from a copy of the archive in which all storages are empty; the numbers are
-read from their place in the file when they are asked for, and checked by the archive's sums where a
-whole storage is read. Nothing here can be told to load a file
-that needs more than that.
-"""
+"""PyTorch files (``.bin``, ``.pt``, ``.pth``) and the models in them, never executed."""
 
 from __future__ import annotations
 
 import io
-import pickle
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from checkpoints_index.byte_files import ByteFile, inside, open_bytes, read_tensor, row_run
+from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
 from checkpoints_index.shards import ShardedStore, shard_candidate
 from checkpoints_index.tensors import StoredTensor, TensorStore
+from checkpoints_index.torch_archives import Archive, TensorPlace, load_plain
 
 MODEL_FILE = "pytorch_model.bin"
 MODEL_INDEX = "pytorch_model.bin.index.json"
 
-# The description of 100,000 tensors; hostile pickles and directories take up to 60 times their
-# length when they are read.
-_MAX_DESCRIPTION = 16 * 2**20
 # Older files are one stream that must be loaded as a whole.
 _MAX_LEGACY = 2**30
 # Under which keys trainers put a model's weights, beside optimizers and counters.
 NESTED = ("state_dict", "model_state_dict", "model", "module")
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
-
-_FIELD = struct.Struct("<HH")  # of the extra field: kind and length
-_PADDING = 68
 
 # One file is a whole checkpoint by these names, but for what trainers write beside the weights.
 _SUFFIXES = (".pt", ".pth", ".bin")
@@ -53,8 +33,6 @@ _NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|random_states|training_args"
     r"|adapter_model|.*optim_states|.*tokenizer).*"
 )
-
-
 # Files that make their folder a model's or an adapter's.
 _FOLDERS = {
     MODEL_FILE,
@@ -69,8 +47,9 @@ _FOLDERS = {
 class TorchFile:
     """One PyTorch file with a dictionary of tensors.
 
-    A dictionary below ``state_dict``, ``model_state_dict``, ``model`` or ``module`` counts as the
-    whole; other dictionaries of tensors are reached by dots.
+    Where trainers put one below ``state_dict``, ``model_state_dict``, ``model`` or ``module``, that
+    one counts; its numbers are read one tensor at a time. Of files from before PyTorch 1.6, which
+    are one stream, all is loaded at once.
 
     Parameters
     ----------
@@ -88,14 +67,16 @@ class TorchFile:
         self._file = open_bytes(path)
         archive = self._file.size >= 4 and self._file.read(0, 4) == b"PK\x03\x04"
         self._archive = Archive(self._file) if archive else None
+        self._places: dict[str, TensorPlace | None] = {}
         loaded = self._archive.load() if self._archive else _load_legacy(self._file)
-        self._loaded = dict(_named_tensors(loaded))
-        if not self._loaded:
+        named = dict(_named_tensors(loaded))
+        if not named:
             raise CheckpointError(
                 f"{path} must hold a dictionary of tensors, but has none ({type(loaded).__name__})."
             )
+        self._legacy = None if self._archive else named
         self.tensors: Mapping[str, StoredTensor] = {
-            name: StoredTensor(tuple(t.shape), self._dtype(t)) for name, t in self._loaded.items()
+            name: StoredTensor(tuple(t.shape), self._dtype(name, t)) for name, t in named.items()
         }
 
     @property
@@ -105,225 +86,34 @@ class TorchFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read one tensor, or a run of its rows."""
-        if name not in self._loaded:
+        if name not in self.tensors:
             raise CheckpointError(
-                f"{self.path} has no tensor {name!r} ({len(self._loaded)} tensors, e.g. "
-                f"{next(iter(self._loaded))!r})."
+                f"{self.path} has no tensor {name!r} ({len(self.tensors)} tensors, e.g. "
+                f"{next(iter(self.tensors))!r})."
             )
-        tensor = self._loaded[name]
-        if rows is not None:
-            start, stop = row_run(tuple(tensor.shape), rows)
-            tensor = tensor[start:stop]
-        return self._archive.read(tensor) if self._archive else tensor.clone()
+        run = None if rows is None else row_run(self.tensors[name].shape, rows)
+        if self._archive is None:
+            if self._legacy is None:
+                self._legacy = dict(_named_tensors(_load_legacy(self._file)))
+            tensor = self._legacy.get(name)
+            if tensor is None:
+                raise CheckpointError(f"{self.path} has changed and has no tensor {name!r} now.")
+            return (tensor if run is None else tensor[slice(*run)]).clone()
+        place = self._places[name]
+        if place is None:
+            raise CheckpointError(f"{self.path}: {name!r} is stored in no plain form.")
+        return self._archive.read(place if run is None else place.rows(*run))
 
-    def _dtype(self, tensor: Tensor) -> str:
-        plain = self._archive is None or self._archive.holds(tensor)
-        return torch_dtype_name(tensor.dtype) if plain else "unknown"
+    def _dtype(self, name: str, tensor: Tensor) -> str:
+        if self._archive is not None:
+            place = self._places[name] = self._archive.find(tensor)
+            if place is None or not self._archive.holds(place):
+                return "unknown"
+        return torch_dtype_name(tensor.dtype)
 
-
-@dataclass(frozen=True)
-class _Record:
-    """One record of an archive, as its directory describes it."""
-
-    name: bytes
-    header: int
-    size: int
-    crc: int
-
-
-class Archive:
-    """The zip archive that ``torch.save`` writes.
-
-    Parameters
-    ----------
-    file : ByteFile
-        The file, or the part of one that is such an archive.
-
-    Raises
-    ------
-    CheckpointError
-        If it is broken, or compressed.
-    """
-
-    def __init__(self, file: ByteFile) -> None:
-        self._file = file
-        self._records: dict[str, _Record] = {}
-        try:
-            with zipfile.ZipFile(_Stream(file)) as archive:
-                self._read_directory(archive)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-            raise self._broken(str(error)) from error
-        self._places: dict[int, str] = {}
-
-    def load(self) -> Any:
-        """Load what the file describes, with tensors that have no numbers."""
-        empty = io.BytesIO()
-        with zipfile.ZipFile(empty, "w") as copy:
-            copy.writestr("archive/data.pkl", self._description)
-            copy.writestr("archive/version", "3")
-            for key in self._records:
-                copy.writestr(f"archive/data/{key}", b"")
-            # Where torch will say that a storage's numbers begin.
-            self._places = {
-                i.header_offset + 30 + len(i.filename): i.filename.removeprefix("archive/data/")
-                for i in copy.infolist()
-            }
-        return load_plain(empty, self._file.path, "meta")
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor is plain numbers in a record of the archive, all of them there."""
-        if tensor.layout != torch.strided or tensor.is_quantized:
-            return False
-        record = self._records.get(self._key(tensor))
-        return record is not None and record.size == tensor.untyped_storage().nbytes()
-
-    def read(self, tensor: Tensor) -> Tensor:
-        """Read the numbers of a tensor that `load` gave, or of a view of it."""
-        key = self._key(tensor) if tensor.layout == torch.strided else ""
-        record = self._records.get(key)
-        if record is None:
-            raise CheckpointError(f"{self._file.path}: a tensor is stored in no plain form.")
-        if record.size != tensor.untyped_storage().nbytes():
-            raise self._broken(f"record {key!r} has {record.size} bytes, not what it must have")
-        if not tensor.numel():
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
-        # The run of the storage from the tensor's first number to its last.
-        sizes, strides = tensor.shape, tensor.stride()
-        length = 1 + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
-        first = int(tensor.storage_offset()) * tensor.dtype.itemsize
-        begin = self._begin(record) + first
-        if first + length * tensor.dtype.itemsize > record.size:
-            raise self._broken(f"a tensor reaches beyond record {key!r}")
-        try:
-            run = read_tensor(self._file, begin, tensor.dtype, (length,))
-            if length * tensor.dtype.itemsize == record.size:
-                self._check_sum(record, run.view(torch.uint8).numpy())
-            if self._swapped:
-                width = tensor.dtype.itemsize
-                run = run.view(torch.uint8).reshape(-1, width).flip(1).reshape(-1)
-                run = run.view(tensor.dtype)
-            return run.as_strided(sizes, strides, 0)
-        except (RuntimeError, OverflowError) as error:
-            raise self._broken(str(error)) from error
-
-    def _read_directory(self, archive: zipfile.ZipFile) -> None:
-        entries = {}
-        for entry in archive.infolist():
-            # The folder in the archive is called after the file.
-            name = entry.filename.partition("/")[2]
-            if name in entries:
-                raise ValueError(f"record {name!r:.200} stands twice")
-            entries[name] = entry
-        if "data.pkl" not in entries:
-            raise ValueError("it has no record data.pkl")
-        # zipfile takes what stands before an archive for a program that unpacks it.
-        if min(entry.header_offset for entry in entries.values()) != 0:
-            raise ValueError("it does not begin with a record")
-        for name, entry in entries.items():
-            if name.startswith("data/"):
-                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                    raise ValueError(f"record {name!r:.200} is compressed or encrypted")
-                if entry.file_size > self._file.size:
-                    raise ValueError(f"record {name!r:.200} is larger than the file")
-                self._records[name.removeprefix("data/")] = _record(entry)
-        self._description = self._small_record(entries["data.pkl"], _MAX_DESCRIPTION)
-        order = entries.get("byteorder")
-        order_name = self._small_record(order, 16) if order else b"little"
-        if order_name not in (b"little", b"big"):
-            raise ValueError(f"its byte order is {order_name!r}")
-        self._swapped = order_name == b"big"
-
-    def _small_record(self, entry: zipfile.ZipInfo, most: int) -> bytes | bytearray:
-        if entry.file_size > most or entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{entry.filename!r:.200} is compressed or has more than {most} bytes")
-        record = _record(entry)
-        content = self._file.read(self._begin(record), record.size)
-        self._check_sum(record, content)
-        return content
-
-    def _check_sum(self, record: _Record, content: Any) -> None:
-        # Writers may leave the sums out, and then write zeros.
-        if record.crc and zlib.crc32(content) != record.crc:
-            raise self._broken(f"the bytes of record {record.name!r:.200} do not fit its checksum")
-
-    def _key(self, tensor: Tensor) -> str:
-        # torch notes where in the file a storage without numbers has them.
-        place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        return self._places.get(cast(int, place), "")
-
-    def _begin(self, record: _Record) -> int:
-        """Return where the bytes of a record begin: after its own header, which must be right."""
-        length = _LOCAL_HEADER.size + len(record.name)
-        header = self._file.read(
-            record.header, min(length + _PADDING, max(0, self._file.size - record.header))
-        )
-        if len(header) < length:
-            raise self._broken(f"record {record.name!r:.200} is not there")
-        signature, name, extra = _LOCAL_HEADER.unpack_from(header)
-        if signature != b"PK\x03\x04" or header[_LOCAL_HEADER.size : length] != record.name:
-            raise self._broken(f"record {record.name!r:.200} is not where it should be")
-        begin = record.header + length + extra
-        fields = header[length : length + extra]
-        if len(fields) < extra:
-            fields = self._file.read(record.header + length, extra)
-        # Padding to whole 64 bytes, of fields that each tell their length.
-        at = 0
-        while at + _FIELD.size <= extra:
-            at += _FIELD.size + _FIELD.unpack_from(fields, at)[1]
-        if name != len(record.name) or at != extra:
-            raise self._broken(f"the header of record {record.name!r:.200} is damaged")
-        if begin + record.size > self._file.size:
-            raise self._broken(f"record {record.name!r:.200} reaches beyond its end")
-        return begin
-
-    def _broken(self, reason: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self._file.path} is not a whole PyTorch file ({reason:.500}). It may be truncated; "
-            "copy or write it again."
-        )
-
-
-def _record(entry: zipfile.ZipInfo) -> _Record:
-    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
-    return _Record(name, entry.header_offset, entry.file_size, entry.CRC)
-
-
-class _Stream(io.RawIOBase):
-    """A file as `zipfile` wants it: its end and its directory are read, not the numbers."""
-
-    def __init__(self, file: ByteFile) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a position."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
-        if start + offset < 0:
-            raise ValueError("a position before the file's beginning")
-        self._at = start + offset
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read up to `size` bytes; all to the end where it is negative."""
-        left = max(0, self._file.size - self._at)
-        length = left if size is None or size < 0 else min(size, left)
-        if length > _MAX_DESCRIPTION:
-            raise ValueError(f"its directory has more than {_MAX_DESCRIPTION} bytes")
-        content = bytes(self._file.read(self._at, length))
-        self._at += length
-        return content
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes load the numbers themselves.
+        return self.__dict__ | {"_legacy": None}
 
 
 def _load_legacy(file: ByteFile) -> Any:
@@ -334,37 +124,6 @@ def _load_legacy(file: ByteFile) -> Any:
             "with a newer PyTorch."
         )
     return load_plain(io.BytesIO(file.read(0, file.size)), file.path, "cpu")
-
-
-def load_plain(stream: io.BytesIO, path: Path, device: str) -> Any:
-    """Load what ``torch.save`` wrote, if it is tensors and plain values only.
-
-    Raises
-    ------
-    CheckpointError
-        If it needs more, or is broken; the message names `path`.
-    """
-    stream.seek(0)
-    try:
-        return torch.load(stream, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} cannot be loaded as tensors and plain values, and nothing else is ever loaded "
-            f"({_first_lines(error)}). Save the model's state_dict() alone, best as safetensors."
-        ) from error
-    # A broken pickle can fail in every function that it may call.
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is not a whole PyTorch file ({type(error).__name__}: {error!s:.300}). It may "
-            "be truncated; copy or write it again."
-        ) from error
-
-
-def _first_lines(error: Exception) -> str:
-    """Return what torch says is wrong, without its advice to load the file all the same."""
-    text = str(error)
-    reason = re.search(r"WeightsUnpickler error:\s*(.*)", text)
-    return re.split(r"\.? Please |\n", reason.group(1) if reason else text)[0][:300]
 
 
 def _named_tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:

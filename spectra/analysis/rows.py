@@ -14,6 +14,7 @@ from checkpoints_index import TrainedFactors, Weight
 from spectra import metrics
 from spectra.analysis.base_cache import BaseCache
 from spectra.linalg import (
+    PRECISIONS,
     Decomposition,
     Turned,
     decompose,
@@ -222,6 +223,9 @@ class BaseMatrix:
         if weight.dense is None or precision == "float64":
             # An adapter leaves W_0 as it is: nothing is rounded where nothing is trained.
             return {"sigma_noise": 0.0} | ({"d_noise": 0.0} if self.quantities.vectors else {})
+        if precision not in PRECISIONS:
+            # A quantisation whose rounding is not reproduced here, such as GGUF's q4_k.
+            return {"sigma_noise": None} | ({"d_noise": None} if self.quantities.vectors else {})
         if precision not in self._noise:
             vectors = self.quantities.vectors
             sigma, turn = self._cache.noise(

@@ -80,7 +80,7 @@ def write_holes(folder: Path, gib: float) -> int:
             }
             sizes[-1] += size
         layer += 1
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (header, size) in enumerate(zip(shards, sizes, strict=True), 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         text = json.dumps(header).encode()

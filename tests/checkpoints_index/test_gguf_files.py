@@ -108,6 +108,30 @@ def test_names_become_those_of_hugging_face(tmp_path: Path) -> None:
     assert list(GgufModel([path]).tensors) == names
 
 
+def test_fused_layers_of_phi_3_are_taken_apart(tmp_path: Path) -> None:
+    q, k, v = gaussian(8, 8).float(), gaussian(4, 8, 1).float(), gaussian(4, 8, 2).float()
+    gate, up = gaussian(6, 8, 3).float(), gaussian(6, 8, 4).float()
+    writer = GGUFWriter(tmp_path / "model.gguf", "phi3")
+    writer.add_block_count(1)
+    writer.add_embedding_length(8)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_tensor("blk.0.attn_qkv.weight", torch.cat([q, k, v]).numpy())
+    writer.add_tensor("blk.0.ffn_up.weight", torch.cat([gate, up]).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = open_model(tmp_path)
+    read = {matrix.module: model.read(matrix).dense for matrix in model.matrices}
+    expected = {"q_proj": q, "k_proj": k, "v_proj": v, "gate_proj": gate, "up_proj": up}
+    assert read.keys() == expected.keys()
+    for module, w in expected.items():
+        dense = read[module]
+        assert dense is not None
+        assert torch.equal(dense, w), module
+
+
 def test_the_configuration_is_told_by_the_metadata(tmp_path: Path) -> None:
     write_gguf(trained_llama(), tmp_path / "model.gguf")
     model = open_model(tmp_path)

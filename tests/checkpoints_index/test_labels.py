@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import defaultdict
 
 import pytest
 from torch import nn
 
-from checkpoints_index import matches
+from checkpoints_index import locate, matches
 from checkpoints_index.labels import label_paths
 from tests.checkpoints_index.architectures import (
     ARCHITECTURES,
@@ -106,3 +107,16 @@ def test_stages_are_counted_in_their_own_stack(path: str, layer: int) -> None:
     others = [f"encoder.layers.{s}.blocks.{b}.fc" for s, n in ((0, 2), (1, 3)) for b in range(n)]
     others += ["decoder.layers.0.fc", "encoder.block.0.0.fc", "encoder.block.1.1.fc"]
     assert label_paths([*others, path])[path][0] == layer
+
+
+def test_any_names_have_unique_labels() -> None:
+    generator = random.Random(0)
+    parts = ["0", "1", "2", "00", "a", "b", "blocks", "layers", "stages", "experts", "", "ü", "*"]
+    for _ in range(3000):
+        paths = {
+            ".".join(generator.choices(parts, k=generator.randint(1, 6)))
+            for _ in range(generator.randint(1, 12))
+        }
+        found = label_paths(sorted(paths))
+        assert set(found) == {path for path in paths if locate(path) is not None}
+        assert len(set(found.values())) == len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ FUSED = {"gpt_neox.layers.0.attention.query_key_value.weight": StoredTensor((96,
         None,
         {},
         {"model_type": "never-heard-of", "num_attention_heads": 4, "hidden_size": 32},
+        {"model_type": None},
         {"model_type": "gpt_neox", "hidden_size": 32},
         {"model_type": "gpt_neox", "num_attention_heads": 4},
     ],
@@ -96,3 +98,36 @@ def test_configurations_nested_in_themselves_end() -> None:
     config: dict[str, Any] = dict(NEOX)
     config["text_config"] = config
     assert len(logical_matrices(FUSED, config)) == 3
+
+
+def test_any_tensors_and_settings_end_in_matrices_or_a_checkpoint_error() -> None:
+    generator = random.Random(0)
+    parts = (
+        "0 1 layers h attn experts mlp c_attn qkv_proj query_key_value gate_up_proj w2 q ü".split()
+    )
+    parts += ["in_proj_weight", "weight", "crossattention", "vision", ""]
+    types = ["gpt2", "falcon", "phi3", "dbrx", "gpt_oss", "codegen", "qwen3_next", "", None, 3]
+    names = ["num_attention_heads", "hidden_size", "num_kv_heads", "vision_config", "head_dim"]
+    names += ["ffn_config", "linear_num_key_heads", "multi_query", "encoder", "text_config"]
+    sizes = [0, 1, 2, 3, 12, 96]
+    refused, divided = 0, 0
+    for _ in range(4000):
+        tensors = {
+            ".".join(generator.choices(parts, k=generator.randint(1, 6))): StoredTensor(
+                tuple(generator.choices(sizes, k=generator.randint(0, 4))),
+                generator.choice(["float32", "int8", "unknown"]),
+            )
+            for _ in range(6)
+        }
+        config = {name: generator.choice([*HOSTILE, 1, 2, 4, 32]) for name in names}
+        config["model_type"] = generator.choice(types)
+        try:
+            found = logical_matrices(tensors, config)
+        except CheckpointError:
+            refused += 1
+            continue
+        for matrix in found:
+            shape = tensors[matrix.tensor].shape
+            divided += matrix.matrix.name != matrix.layer_path
+            assert tuple(matrix.of(torch.zeros(shape)).shape) == matrix.matrix.shape
+    assert refused > 100 and divided > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def test_what_is_read_may_be_written_to_without_changing_the_file(
         read = again.read(matrix).dense
         assert read is not None
         assert torch.equal(read, expected[matrix.name])
+
+
+def test_what_is_opened_can_be_sent_to_another_process(name: str, tmp_path: Path) -> None:
+    expected = MODEL_FORMATS[name](tmp_path)
+    sent = pickle.dumps(open_model(tmp_path))
+    # Descriptions, and no numbers.
+    assert len(sent) < 20_000 < sum(p.stat().st_size for p in tmp_path.iterdir())
+    model = pickle.loads(sent)
+    for matrix in model.matrices:
+        if matrix.name in expected:
+            assert torch.equal(model.read(matrix).dense, expected[matrix.name])
 
 
 def test_one_reader_finds_a_model_and_says_what_it_consists_of(name: str, tmp_path: Path) -> None:

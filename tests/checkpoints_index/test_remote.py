@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from safetensors.torch import save_file
 
 import checkpoints_index.remote
 from checkpoints_index import CheckpointError
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import find_models, open_whole_model
-from checkpoints_index.remote import ATTEMPTS, bytes_read, open_path
+from checkpoints_index.remote import ATTEMPTS, bytes_read, open_path, walk_remote
 from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.torch_files import TorchFile
 from tests.checkpoints_index.model_formats import MODEL_FORMATS
@@ -168,6 +173,63 @@ def test_a_file_that_is_not_there_is_an_error(server: RangeServer) -> None:
         TensorFile(open_path(f"{server.url}/none.safetensors"))
 
 
+def test_remote_folders_are_walked_parents_first(tmp_path: Path, server: RangeServer) -> None:
+    for folder in ("run/checkpoint-2", "run/checkpoint-10", "run/.hidden"):
+        MODEL_FORMATS["safetensors"](tmp_path / folder)
+    (tmp_path / "run" / "notes.txt").write_text("x")
+    walked = list(walk_remote(open_path(f"{server.url}/run")))
+    addresses = [str(folder.path).removeprefix(server.url) for folder in walked]
+    assert addresses == ["/run", "/run/checkpoint-10", "/run/checkpoint-2"]
+    assert list(walked[0].files) == ["notes.txt"]
+    assert walked[0].folders == (".hidden", "checkpoint-10", "checkpoint-2")
+    assert set(walked[1].files) == {p.name for p in (tmp_path / "run/checkpoint-10").iterdir()}
+
+
+def test_a_bucket_is_walked_and_tells_what_has_changed() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/walked/run/checkpoint-1/model.safetensors", b"ab")
+    (before,) = list(walk_remote(open_path("memory://walked/run/checkpoint-1")))
+    memory.pipe_file("/walked/run/checkpoint-1/model.safetensors", b"abc")
+    (after,) = list(walk_remote(open_path("memory://walked/run/checkpoint-1")))
+    assert before.files.keys() == after.files.keys() == {"model.safetensors"}
+    assert before.files != after.files
+    memory.rm("/walked", recursive=True)
+
+
+class BlockingStore(AbstractFileSystem):
+    """A store with blocking, buffered files, as the hub's is; it counts what it hands out."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.content = content
+        self.given = 0
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.content), "type": "file", "blob_id": "abc"}
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> BlockingFile:
+        return BlockingFile(self, path, mode, **kwargs)
+
+
+class BlockingFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.given += end - start
+        return bytes(self.fs.content[start:end])
+
+
+def test_stores_with_buffered_files_read_nothing_ahead(tmp_path: Path, file: torch.Tensor) -> None:
+    store = BlockingStore((tmp_path / "model.safetensors").read_bytes())
+    path: Any = SimpleNamespace(fs=store, path="run/model.safetensors", name="model.safetensors")
+    opened = TensorFile(path)
+    assert opened.fingerprint == f"model.safetensors:{len(store.content)}:abc"
+    headers = store.given
+    assert headers < 0.02 * len(store.content)
+    assert torch.equal(opened.read("layers.7.q_proj.weight"), file)
+    assert store.given - headers == file.numel() * 4
+
+
 def test_paths_of_this_machine_stay_paths(tmp_path: Path) -> None:
     assert open_path(str(tmp_path)) == tmp_path
     assert open_path(tmp_path) is tmp_path
@@ -176,6 +238,15 @@ def test_paths_of_this_machine_stay_paths(tmp_path: Path) -> None:
 def test_an_unknown_scheme_says_what_to_install() -> None:
     with pytest.raises(CheckpointError, match=r"spectra-svd\[remote\]"):
         open_path("nosuchscheme://bucket/run")
+
+
+@pytest.mark.parametrize("library", ["upath", "aiohttp"])
+def test_without_the_libraries_the_extra_is_named(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(CheckpointError, match=r'pip install "spectra-svd\[remote\]"'):
+        open_path("https://example.org/run")
 
 
 def test_any_fsspec_address_is_read(tmp_path: Path) -> None:

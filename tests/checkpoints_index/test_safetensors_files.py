@@ -147,7 +147,7 @@ def test_true_is_no_length(tmp_path: Path) -> None:
         TensorFile(path)
 
 
-@pytest.mark.parametrize("length", [2**25 + 1, 2**30, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("length", [2**24 + 1, 2**30, 2**63, 2**64 - 1])
 def test_enormous_headers_are_refused_unread(length: int, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:

@@ -241,7 +241,7 @@ def test_a_flipped_bit_among_the_numbers_is_noticed(tmp_path: Path) -> None:
 
 def test_descriptions_of_many_megabytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    path.write_bytes(as_archive(bytes(2**24 + 1)))
+    path.write_bytes(as_archive(bytes(2**22 + 1)))
     with pytest.raises(CheckpointError, match="has more than"):
         TorchFile(path)
 
