@@ -1,6 +1,6 @@
-"""The one list of formats: each finds its checkpoints among a folder's file names and opens them.
+"""What a format is to the search: it finds its checkpoints among names, and opens them.
 
-A new format is a module with a `Reader` and a line in `READERS`.
+`checkpoints_index.formats` has the list.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""Whether a checkpoint that cannot be read is only not whole yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
+from checkpoints_index.formats import READERS
+from checkpoints_index.matrices import Checkpoint
+from checkpoints_index.readers import Candidate
+
+UNFINISHED = "unfinished"
+"""Format of a folder whose name says that a trainer is still filling it."""
+
+# As safetensors itself; a header of text that is longer is no header.
+_LONGEST_HEADER = 100_000_000
+_ZIP_START, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_ZIP_END_LENGTH = 22
+
+
+def open_candidate(candidate: Candidate, step: int) -> Checkpoint:
+    """Open a checkpoint that a reader found.
+
+    Raises
+    ------
+    IncompleteCheckpointError
+        If a file is missing or ends before it should.
+    CheckpointError
+        If it is broken.
+    """
+    if candidate.format == UNFINISHED:
+        raise IncompleteCheckpointError(
+            f"{candidate.path} has the name of a folder that a trainer is still filling."
+        )
+    folder = candidate.path if candidate.path.is_dir() else candidate.path.parent
+    if candidate.missing:
+        first, *others = candidate.missing
+        more = f", nor do {len(others)} other files of it" if others else ""
+        raise IncompleteCheckpointError(
+            f"{folder / first} does not exist{more}: {candidate.path} is still being written, or "
+            "was copied in part."
+        )
+    try:
+        return next(r for r in READERS if r.format == candidate.format).open(candidate, step)
+    except IncompleteCheckpointError:
+        raise
+    except CheckpointError as error:
+        for name in candidate.files:
+            if lacks_end(folder / name):
+                raise IncompleteCheckpointError(
+                    f"{folder / name} is shorter than it says itself: it is still being written, "
+                    "or was cut short."
+                ) from error
+        raise
+
+
+def lacks_end(file: Path) -> bool:
+    """Whether a safetensors file or a zip archive, such as torch writes, is cut short.
+
+    A file of another kind, or one that is not there, is not.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(8)
+            if file.suffix == ".safetensors":
+                length = int.from_bytes(start, "little")
+                if len(start) < 8 or (length <= _LONGEST_HEADER and 8 + length > size):
+                    return True
+                return length <= _LONGEST_HEADER and 8 + length + _end(opened.read(length)) > size
+            if start.startswith(_ZIP_START):
+                # torch leaves no comment at the end, so the archive ends with this record.
+                opened.seek(max(0, size - _ZIP_END_LENGTH))
+                return not opened.read().startswith(_ZIP_END)
+            return size == 0 and file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf")
+    except (OSError, ValueError):
+        return False
+
+
+def _end(header: bytes) -> int:
+    """Where the last tensor of a safetensors header ends; 0 where it is no header."""
+    try:
+        entries = json.loads(header).items()
+        return max(
+            (int(e["data_offsets"][1]) for name, e in entries if name != "__metadata__"), default=0
+        )
+    except (
+        ValueError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+    ):
+        return 0
