@@ -2,14 +2,13 @@
 
 from checkpoints_index.discovery import (
     CheckpointSeries,
-    as_location,
     find_checkpoints,
     find_series,
     find_snapshots,
     open_model,
 )
 from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
-from checkpoints_index.index import Entry, Index, Series, build_index
+from checkpoints_index.index import Entry, Index, Series, as_location, build_index, nothing_in
 from checkpoints_index.index_store import IndexStore
 from checkpoints_index.matrices import (
     Checkpoint,
@@ -41,5 +40,6 @@ __all__ = [
     "find_snapshots",
     "locate",
     "matches",
+    "nothing_in",
     "open_model",
 ]

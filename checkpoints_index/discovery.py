@@ -15,7 +15,7 @@ from checkpoints_index.formats import (
     refuse_foreign_base,
 )
 from checkpoints_index.growing import UNFINISHED, open_candidate
-from checkpoints_index.index import LONE_STEP, ambiguity, build_index
+from checkpoints_index.index import LONE_STEP, ambiguity, as_location, build_index, nothing_in
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
@@ -44,11 +44,6 @@ class CheckpointSeries:
     checkpoints: Sequence[Checkpoint]
     is_adapter: bool
     has_steps: bool
-
-
-def as_location(text: Path | str) -> Path:
-    """Return where a path or an address leads: the one place that decides."""
-    return Path(text)
 
 
 def find_checkpoints(path: Path | str) -> list[Checkpoint]:
@@ -82,7 +77,7 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     inner = [p for p in placed if p.found.candidate.path != root]
     chosen = [p for p in placed if p.step is not None or p in inner] if inner else placed
     if not chosen:
-        raise _nothing_in(path)
+        raise FileNotFoundError(nothing_in(path))
     steps = {p.found.candidate.path: p.step for p in chosen if not _is_unfinished(p)}
     if len(steps) > 1 and (problem := ambiguity(steps)):
         raise CheckpointError(problem)
@@ -117,7 +112,7 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
     """
     index = build_index(as_location(path))
     if not index.series:
-        raise _nothing_in(path)
+        raise FileNotFoundError(nothing_in(path))
     found = []
     left = [IncompleteCheckpointError(e.problem) for e in index.entries if e.state == "incomplete"]
     for series in index.series:
@@ -186,13 +181,6 @@ def open_model(path: Path | str) -> Checkpoint:
             "model.safetensors.index.json."
         )
     return open_candidate(models[0], step=0)
-
-
-def _nothing_in(path: Path | str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"No checkpoint in {path}: looked for model.safetensors, model.safetensors.index.json, "
-        "adapter_config.json and snapshots/base.safetensors. Give the folder that holds one."
-    )
 
 
 def _is_unfinished(placed: Placed) -> bool:

@@ -135,7 +135,7 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
     FileNotFoundError
         If `path` is no folder.
     """
-    root = Path(path)
+    root = as_location(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder. Give one that holds checkpoints.")
     before = store.read(root) if store else {}
@@ -153,6 +153,11 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
             store.write(root, now)
     notes = tuple(note for folder in folders.values() for note in folder.notes)
     return Index(root, _in_series(entries), notes)
+
+
+def as_location(text: Path | str) -> Path:
+    """Return where a path or an address leads: the one place that decides."""
+    return Path(text)
 
 
 def _entry(
@@ -254,3 +259,11 @@ def ambiguity(steps: dict[Path, int | None]) -> str:
             listed = ", ".join(map(str, paths))
             return f"Step {step} stands for {len(paths)} checkpoints: {listed}."
     return ""
+
+
+def nothing_in(path: Path | str) -> str:
+    """Say that no checkpoint was found, and what was looked for."""
+    return (
+        f"No checkpoint in {path}: looked for model.safetensors, model.safetensors.index.json, "
+        "adapter_config.json and snapshots/base.safetensors. Give the folder that holds one."
+    )

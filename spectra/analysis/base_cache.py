@@ -115,7 +115,7 @@ class BaseCache:
     """
 
     def __init__(self, folder: Path | str | None = None, max_bytes: int | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else _default_folder()
+        self.folder = Path(folder) if folder is not None else default_folder()
         self.max_bytes = max_bytes if max_bytes is not None else _default_bytes()
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes must be at least 0, got {self.max_bytes}.")
@@ -471,7 +471,8 @@ class BaseCache:
         )
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """Return the folder of what is kept on this machine, as the environment names it."""
     if named := os.environ.get("SPECTRA_CACHE"):
         return Path(named).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME", "")
