@@ -15,7 +15,14 @@ from checkpoints_index.formats import (
     refuse_foreign_base,
 )
 from checkpoints_index.growing import UNFINISHED, open_candidate
-from checkpoints_index.index import LONE_STEP, ambiguity, as_location, build_index, nothing_in
+from checkpoints_index.index import (
+    LONE_STEP,
+    Series,
+    ambiguity,
+    as_location,
+    build_index,
+    nothing_in,
+)
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
@@ -31,7 +38,8 @@ class CheckpointSeries:
     Attributes
     ----------
     name : str
-        Its folder relative to where it was looked for, or its repository on the hub.
+        Its folder relative to where it was looked for, or its repository on the hub; with the
+        method where another series has the same.
     checkpoints : sequence of Checkpoint
         In order of their steps.
     is_adapter : bool
@@ -81,7 +89,8 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     steps = {p.found.candidate.path: p.step for p in chosen if not _is_unfinished(p)}
     if len(steps) > 1 and (problem := ambiguity(steps)):
         raise CheckpointError(problem)
-    found, left = [], []
+    found: list[Checkpoint] = []
+    left: list[IncompleteCheckpointError] = []
     for p in chosen:
         try:
             step = LONE_STEP if p.step is None else p.step
@@ -126,7 +135,8 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
             opened = [open_candidate(e.candidate, e.step_or_lone) for e in whole]
             is_adapter = whole[0].format == ADAPTER_FORMAT
             has_steps = any(entry.step is not None for entry in whole)
-            found.append(CheckpointSeries(series.name, opened, is_adapter, has_steps))
+            name = _name_of_its_own(series, index.series, [f.name for f in found])
+            found.append(CheckpointSeries(name, opened, is_adapter, has_steps))
     if not found:
         raise left[0]
     _tell_left(left)
@@ -181,6 +191,13 @@ def open_model(path: Path | str) -> Checkpoint:
             "model.safetensors.index.json."
         )
     return open_candidate(models[0], step=0)
+
+
+def _name_of_its_own(series: Series, all_of_them: Sequence[Series], taken: Sequence[str]) -> str:
+    shared = sum(other.name == series.name for other in all_of_them) > 1
+    name = f"{series.name}-{series.method}" if shared and series.method else series.name
+    numbers = (f"{name}-{i}" for i in range(2, len(taken) + 3))
+    return next(n for n in (name, *numbers) if n not in taken)
 
 
 def _is_unfinished(placed: Placed) -> bool:

@@ -65,7 +65,9 @@ def hub_commit(path: Path) -> tuple[Path, Path] | None:
 
 def hub_name(repository: Path) -> str:
     """Return ``"organisation/name"`` of a repository's folder in the hub's cache."""
-    return repository.name.removeprefix(_REPOSITORY).replace("--", "/")
+    parts = repository.name.removeprefix(_REPOSITORY).split("--")
+    # A name that would lead elsewhere as a path is none of the hub's.
+    return repository.name if {"", ".", ".."} & set(parts) else "/".join(parts)
 
 
 def hub_revisions(repository: Path) -> dict[str, list[str]]:

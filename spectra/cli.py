@@ -288,7 +288,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--base", help="folder or hub id of the base model")
     _modules(command)
-    command.add_argument("--out", help="run to write to (default for checkpoints: runs/NAME)")
+    command.add_argument(
+        "--out",
+        help="run to write to, a folder of runs for several trainings (default for checkpoints: "
+        "runs/NAME)",
+    )
     command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
     command.add_argument(
         "--solver",

@@ -109,7 +109,7 @@ def _cells(entry: Entry, root: Path) -> tuple[str, ...]:
     path = os.path.relpath(entry.path, root)
     revisions = f" ({', '.join(entry.revisions)})" if entry.revisions else ""
     return (
-        "?" if entry.step is None else str(entry.step),
+        "-" if entry.step is None else str(entry.step),
         entry.format,
         str(layers) if entry.matrices else "-",
         in_units(entry.size),
