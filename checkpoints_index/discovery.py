@@ -11,6 +11,7 @@ from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
 from checkpoints_index.formats import (
     ADAPTER_FORMAT,
     SNAPSHOT_FORMAT,
+    SNAPSHOTS,
     method_of_run,
     refuse_foreign_base,
 )
@@ -76,7 +77,7 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     root = as_location(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give one that holds checkpoints.")
-    for snapshots in (root / "snapshots", root):
+    for snapshots in (root / SNAPSHOTS, root):
         if (snapshots / BASE_FILE).is_file():
             return find_snapshots(snapshots)
     placed = place(root, walk(root))
@@ -122,7 +123,7 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
     index = build_index(as_location(path))
     if not index.series:
         raise FileNotFoundError(nothing_in(path))
-    found = []
+    found: list[CheckpointSeries] = []
     left = [IncompleteCheckpointError(e.problem) for e in index.entries if e.state == "incomplete"]
     for series in index.series:
         for entry in series.entries:

@@ -19,7 +19,11 @@ from checkpoints_index.snapshots import BASE_FILE, Snapshot
 
 ADAPTER_FORMAT = "peft"
 SNAPSHOT_FORMAT = "snapshot"
-RUN_FILE = "../run.json"
+RUN_FILE = "run.json"
+"""In a run's folder: what it is."""
+SNAPSHOTS = "snapshots"
+"""In a run's folder: what the hook wrote."""
+SNAPSHOTS_RUN = f"../{RUN_FILE}"
 """The one file outside its folder that says something of a checkpoint: of snapshots, the method."""
 
 _SNAPSHOT = re.compile(r"step-\d+\.safetensors")
@@ -36,11 +40,11 @@ class SnapshotReader:
 
     def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
         """Return one candidate a step."""
-        if BASE_FILE not in names and folder.name != "snapshots":
+        if BASE_FILE not in names and folder.name != SNAPSHOTS:
             return []
         missing = () if BASE_FILE in names else (BASE_FILE,)
         return [
-            Candidate(folder / name, self.format, (name, BASE_FILE, RUN_FILE), missing)
+            Candidate(folder / name, self.format, (name, BASE_FILE, SNAPSHOTS_RUN), missing)
             for name in sorted(filter(_SNAPSHOT.fullmatch, names))
         ]
 
@@ -111,7 +115,7 @@ READERS: tuple[Reader, ...] = (SnapshotReader(), AdapterReader(), SafetensorsRea
 def method_of_run(folder: Path) -> str:
     """Return the method that a run's ``run.json`` names, else ``"unknown"``."""
     try:
-        return str(json.loads((folder / "run.json").read_text("utf-8"))["method"])
+        return str(json.loads((folder / RUN_FILE).read_text("utf-8"))["method"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "unknown"
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from checkpoints_index.formats import READERS, RUN_FILE
+from checkpoints_index.formats import READERS, SNAPSHOTS_RUN
 from checkpoints_index.matrices import Matrix
 from checkpoints_index.readers import Candidate
 from checkpoints_index.walking import Details, Folder, Found, Stamp
@@ -167,7 +167,7 @@ def _found(path: Path, content: list[Any], groups: list[Any]) -> Found:
     candidate = Candidate(
         path if name is None else path / _plain(name),
         _is(str, form),
-        tuple(name if name == RUN_FILE else _plain(name) for name in files),
+        tuple(name if name == SNAPSHOTS_RUN else _plain(name) for name in files),
     )
     if len(stamps) != len(files):
         raise ValueError("a file without a stamp")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints_index.formats import ADAPTER_FORMAT, SNAPSHOT_FORMAT
+from checkpoints_index.formats import ADAPTER_FORMAT, SNAPSHOT_FORMAT, SNAPSHOTS
 from checkpoints_index.steps import (
     hub_commit,
     hub_name,
@@ -69,7 +69,7 @@ class _Places:
         if found.is_file:
             step = step_in_name(path.stem)
             if found.candidate.format == SNAPSHOT_FORMAT:
-                is_run = self._name(where) == "snapshots"
+                is_run = self._name(where) == SNAPSHOTS
                 return Placed(found, step, self._label(_parent(where) if is_run else where))
             if step is not None:
                 return Placed(found, step, self._label(where))

@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from checkpoints_index.formats import READERS, SNAPSHOT_FORMAT
+from checkpoints_index.formats import READERS, RUN_FILE, SNAPSHOTS
 from checkpoints_index.growing import UNFINISHED
 from checkpoints_index.matrices import Matrix
 from checkpoints_index.readers import Candidate
+from checkpoints_index.snapshots import BASE_FILE
 from checkpoints_index.steps import STATE_FILE, hub_commit, step_in_state
 
 Stamp = tuple[int, int]
@@ -198,11 +199,12 @@ def _listed(path: Path, real_root: str, before: Folder, trusted_before: int) -> 
     for name in [name for name in folders if _UNFINISHED_FOLDER.fullmatch(name)]:
         folders.remove(name)
         found.append(Found(Candidate(path / name, UNFINISHED, ()), (), is_file=True))
-    if any(f.candidate.format == SNAPSHOT_FORMAT for f in found):
-        folders = []
-    elif "snapshots" in folders and "run.json" in names and "checkpoints" in folders:
-        # Ours: what the trainer resumes from, at steps that the snapshots show.
-        folders.remove("checkpoints")
+    if RUN_FILE in names and SNAPSHOTS in folders:
+        if os.path.exists(f"{base}/{SNAPSHOTS}/{BASE_FILE}"):
+            # A run of ours: what else its trainer kept are the same steps, to resume from.
+            folders = [SNAPSHOTS]
+        else:
+            mtime_ns = 0  # not yet, and when it appears, this folder does not change
     return Folder(
         mtime_ns if mtime_ns < trusted_before else 0,
         tuple(sorted(folders)),

@@ -415,7 +415,8 @@ def test_a_run_gives_its_snapshots_in_order(tmp_path: Path, inside: str) -> None
     index = build_index(tmp_path / inside)
     assert [(e.path, e.step) for e in index.entries] == [(c.path, c.step) for c in found]
     (series,) = index.series
-    assert series.method == "lora" and series.name in (tmp_path.name, "snapshots")
+    assert series.method == "lora"
+    assert series.name in (tmp_path.name, "snapshots")
 
 
 @pytest.mark.parametrize("inside", ["", "snapshots"])
