@@ -186,8 +186,8 @@ def test_a_folder_of_runs_stands_for_its_runs(
     folder = str(runs / "runs")
     assert main(["analyze", folder]) == 0
     assert main(["index", folder]) == 0
-    out = capsys.readouterr().out
-    assert "lora: 3 checkpoints" in out and "sorsa: 3 checkpoints" in out
+    listed = capsys.readouterr().out
+    assert "lora: 3 checkpoints" in listed and "sorsa: 3 checkpoints" in listed
     for figure in ("trajectory", "training"):
         out = tmp_path / f"{figure}.svg"
         assert main(["plot", figure, folder, "--out", str(out)]) == 0
