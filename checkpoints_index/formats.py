@@ -5,10 +5,10 @@ A new format is a module with a `Reader` and a line in `READERS`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from checkpoints_index.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterFolder
 from checkpoints_index.errors import CheckpointError
@@ -52,6 +52,9 @@ class SnapshotReader:
         """Open one; its header and its name must agree on the step."""
         folder = candidate.path.parent
         snapshot = Snapshot(candidate.path, method_of_run(folder.parent))
+        base = _settings_of_run(folder.parent).get("base")
+        name = base.get("name") if isinstance(base, dict) else None
+        snapshot.base = name if isinstance(name, str) else None
         refuse_foreign_base(snapshot, Snapshot(folder / BASE_FILE))
         if snapshot.step != step:
             raise CheckpointError(
@@ -114,10 +117,14 @@ READERS: tuple[Reader, ...] = (SnapshotReader(), AdapterReader(), SafetensorsRea
 
 def method_of_run(folder: Path) -> str:
     """Return the method that a run's ``run.json`` names, else ``"unknown"``."""
+    return str(_settings_of_run(folder).get("method", "unknown"))
+
+
+def _settings_of_run(folder: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((folder / RUN_FILE).read_text("utf-8"))["method"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "unknown"
+        return read_json(folder / RUN_FILE)
+    except (CheckpointError, RecursionError):
+        return {}
 
 
 def refuse_foreign_base(snapshot: Snapshot, base: Snapshot) -> None:

@@ -12,6 +12,8 @@ from checkpoints_index.readers import Candidate
 
 UNFINISHED = "unfinished"
 """Format of a folder whose name says that a trainer is still filling it."""
+SPLIT = "split"
+"""Format of a folder with the parts of a model that the ranks of a parallel training hold."""
 
 # As safetensors itself; a header of text that is longer is no header.
 _LONGEST_HEADER = 100_000_000
@@ -32,6 +34,11 @@ def open_candidate(candidate: Candidate, step: int) -> Checkpoint:
     if candidate.format == UNFINISHED:
         raise IncompleteCheckpointError(
             f"{candidate.path} has the name of a folder that a trainer is still filling."
+        )
+    if candidate.format == SPLIT:
+        raise CheckpointError(
+            f"{candidate.path} holds a model in the parts of several ranks, which are not read. "
+            "Convert it to one model with the trainer's own tool."
         )
     folder = candidate.path if candidate.path.is_dir() else candidate.path.parent
     if candidate.missing:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoints_index.formats import READERS, RUN_FILE, SNAPSHOTS
-from checkpoints_index.growing import UNFINISHED
+from checkpoints_index.growing import SPLIT, UNFINISHED
 from checkpoints_index.matrices import Matrix
 from checkpoints_index.readers import Candidate
 from checkpoints_index.snapshots import BASE_FILE
@@ -28,6 +28,8 @@ _NO_WEIGHTS = re.compile(
 )
 # Where older trainers collect the files of a checkpoint before they rename it.
 _UNFINISHED_FOLDER = re.compile(r"tmp[-_](checkpoint|step|global_?step)[-_]?\d+")
+# Where Megatron and DeepSpeed save what one rank holds of a model.
+_RANK = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_\d+(_\d+)?(_model_states\.pt)?")
 # Folders changed so recently may change again without a new time: file systems count in ticks of
 # up to two seconds.
 _TICK_NS = 2_000_000_000
@@ -190,6 +192,10 @@ def _listed(path: Path, real_root: str, before: Folder, trusted_before: int) -> 
         step = before.step if state == before.state else step_in_state(f"{base}/{STATE_FILE}")
     known = {f.candidate: f for f in before.found}
     found = []
+    parts = {name for name in (*names, *folders) if _RANK.fullmatch(name)}
+    if len(parts) > 1:
+        found.append(Found(Candidate(path, SPLIT, ()), (), is_file=False))
+        names, folders = names - parts, [name for name in folders if name not in parts]
     for candidate in candidates_in(path, names):
         now = Found(candidate, _stamps(base, candidate), candidate.path != path)
         then = known.get(candidate)

@@ -73,10 +73,10 @@ def _train(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from checkpoints_index import IndexStore, build_index, nothing_in
-    from spectra.analysis.base_cache import default_folder
+    from spectra.cache_folder import cache_folder
     from spectra.listing import as_objects, as_table, printable
 
-    index = build_index(options.path, IndexStore(default_folder() / "index"))
+    index = build_index(options.path, IndexStore(cache_folder() / "index"))
     if not index.series:
         raise FileNotFoundError(nothing_in(options.path))
     if options.json:

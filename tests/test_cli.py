@@ -70,7 +70,7 @@ def test_a_failure_is_one_clear_line_and_status_1(
 def test_index_lists_a_runs_snapshots(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(runs / "runs" / "sorsa")]) == 0
     about, modules, head, *rows = capsys.readouterr().out.splitlines()
-    assert about == "sorsa: 3 checkpoints, method sorsa"
+    assert about == f"sorsa: 3 checkpoints, method sorsa, base {runs / 'model'}"
     assert modules == "  2 layers × q_proj 32×32 of rank 6, v_proj 16×32 of rank 6; float32"
     assert head.split() == ["step", "format", "layers", "size", "state", "path"]
     assert [row.split()[:3] for row in rows] == [[s, "snapshot", "2"] for s in ("0", "2", "4")]

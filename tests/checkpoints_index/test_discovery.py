@@ -168,6 +168,25 @@ def test_of_two_formats_in_a_folder_a_complete_one_is_read(tmp_path: Path) -> No
     assert [c.method for c in find_checkpoints(tmp_path / "other")] == ["lora"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mp_rank_00/model.safetensors", "mp_rank_01/model.safetensors"),
+        ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"),
+    ],
+)
+def test_the_parts_of_several_ranks_are_no_models(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        file = tmp_path / "iter_0000500" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    (entry,) = build_index(tmp_path).entries
+    assert (entry.step, entry.state) == (500, "broken")
+    with pytest.raises(CheckpointError, match="iter_0000500 holds a model in the parts of several"):
+        find_checkpoints(tmp_path)
+
+
 # The cache of the hub's client.
 
 
