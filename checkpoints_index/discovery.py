@@ -23,11 +23,12 @@ from checkpoints_index.index import (
     as_location,
     build_index,
     nothing_in,
+    searched,
 )
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
-from checkpoints_index.walking import candidates_in, walk
+from checkpoints_index.walking import candidates_in, walk_file
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     Parameters
     ----------
     path : Path or str
-        A run, a checkpoint's folder, or a folder of them.
+        A run, a checkpoint's folder or file, or a folder of them.
 
     Raises
     ------
@@ -75,12 +76,10 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
         If a checkpoint is broken, none is complete, or steps are missing or ambiguous.
     """
     root = as_location(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder. Give one that holds checkpoints.")
     for snapshots in (root / SNAPSHOTS, root):
         if (snapshots / BASE_FILE).is_file():
             return find_snapshots(snapshots)
-    placed = place(root, walk(root))
+    placed = place(root if root.is_dir() else root.parent, searched(root))
     # A trainer's output often ends with the last checkpoint's weights once more, at its top; or
     # the base lies there.
     inner = [p for p in placed if p.found.candidate.path != root]
@@ -173,16 +172,13 @@ def open_model(path: Path | str) -> Checkpoint:
     root = as_location(path)
     if root.is_file() and root.name == BASE_FILE:
         return Snapshot(root, "base")
-    is_file = root.is_file()
-    if not is_file and not root.is_dir():
+    if not root.exists():
         raise FileNotFoundError(f"{path} is not a folder. Give the base model's.")
-    folder = root.parent if is_file else root
-    models = [
-        candidate
-        for candidate in candidates_in(folder, {p.name for p in folder.iterdir() if p.is_file()})
-        if candidate.format not in (ADAPTER_FORMAT, SNAPSHOT_FORMAT)
-        and (candidate.path == root or not is_file)
-    ]
+    if root.is_dir():
+        candidates = candidates_in(root, {p.name for p in root.iterdir() if p.is_file()})
+    else:
+        candidates = [f.candidate for folder in walk_file(root).values() for f in folder.found]
+    models = [c for c in candidates if c.format not in (ADAPTER_FORMAT, SNAPSHOT_FORMAT)]
     if len(models) > 1:
         listed = ", ".join(candidate.path.name for candidate in models)
         raise CheckpointError(f"{path} holds several models: {listed}. Give the file of one.")

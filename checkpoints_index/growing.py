@@ -15,8 +15,12 @@ UNFINISHED = "unfinished"
 SPLIT = "split"
 """Format of a folder with the parts of a model that the ranks of a parallel training hold."""
 
-# As safetensors itself; a header of text that is longer is no header.
+# As safetensors itself; what says that it is longer is no header.
 _LONGEST_HEADER = 100_000_000
+# What a header takes is a few hundred bytes a tensor; a longer one is not looked into.
+_LONGEST_READ = 16 * 2**20
+# What looking into a header raises that is none.
+_NO_HEADER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 _ZIP_START, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _ZIP_END_LENGTH = 22
 
@@ -73,9 +77,9 @@ def lacks_end(file: Path) -> bool:
             start = opened.read(8)
             if file.suffix == ".safetensors":
                 length = int.from_bytes(start, "little")
-                if len(start) < 8 or (length <= _LONGEST_HEADER and 8 + length > size):
+                if len(start) < 8 or size < 8 + length <= _LONGEST_HEADER:
                     return True
-                return length <= _LONGEST_HEADER and 8 + length + _end(opened.read(length)) > size
+                return length <= _LONGEST_READ and size < 8 + length + _end(opened.read(length))
             if start.startswith(_ZIP_START):
                 # torch leaves no comment at the end, so the archive ends with this record.
                 opened.seek(max(0, size - _ZIP_END_LENGTH))
@@ -88,17 +92,7 @@ def lacks_end(file: Path) -> bool:
 def _end(header: bytes) -> int:
     """Where the last tensor of a safetensors header ends; 0 where it is no header."""
     try:
-        entries = json.loads(header).items()
-        return max(
-            (int(e["data_offsets"][1]) for name, e in entries if name != "__metadata__"), default=0
-        )
-    except (
-        ValueError,
-        AttributeError,
-        KeyError,
-        IndexError,
-        TypeError,
-        RecursionError,
-        OverflowError,
-    ):
+        tensors = {name: e for name, e in json.loads(header).items() if name != "__metadata__"}
+        return max((int(e["data_offsets"][1]) for e in tensors.values()), default=0)
+    except _NO_HEADER:
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from checkpoints_index.index_store import IndexStore
 from checkpoints_index.matrices import Matrix
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.readers import Candidate
-from checkpoints_index.walking import Details, Folder, Found, walk
+from checkpoints_index.walking import Details, Folder, Found, walk, walk_file
 
 # A lone checkpoint whose step nobody wrote down counts as one step from its base.
 LONE_STEP = 1
@@ -128,21 +128,20 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
     Parameters
     ----------
     path : Path or str
-        The folder.
+        The folder, or one file that is a checkpoint.
     store : IndexStore, optional
         Where the index is kept between calls. Only what changed since is read again.
 
     Raises
     ------
     FileNotFoundError
-        If `path` is no folder.
+        If `path` is neither.
     """
-    root = as_location(path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder. Give one that holds checkpoints.")
+    location = as_location(path)
+    root = location if location.is_dir() else location.parent
     with _collector_paused():
-        before = store.read(root) if store else {}
-        folders = walk(root, before)
+        before = store.read(root) if store and root == location else {}
+        folders = searched(location, before)
         described: dict[int, Found] = {}
         shared: dict[tuple[Matrix, ...], tuple[Matrix, ...]] = {}
         entries = []
@@ -150,12 +149,28 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
             entry, found = _entry(placed, shared)
             described[id(placed.found)] = found
             entries.append((entry, placed.is_named))
-        if store:
+        if store and root == location:
             now = {path: _with_details(folder, described) for path, folder in folders.items()}
             if now != before:
                 store.write(root, now)
         notes = tuple(note for folder in folders.values() for note in folder.notes)
         return Index(root, _in_series(entries), notes)
+
+
+def searched(location: Path, known: Mapping[str, Folder] | None = None) -> dict[str, Folder]:
+    """Return what is in a folder and below it, or the one file that is a checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, and no such file that a reader knows.
+    """
+    if location.is_dir():
+        return walk(location, known)
+    found = walk_file(location) if location.is_file() else {}
+    if not found:
+        raise FileNotFoundError(f"{location} is not a folder. Give one that holds checkpoints.")
+    return found
 
 
 @contextmanager

@@ -26,6 +26,8 @@ _NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args"
     r"|.*optim_states|.*_optimizer)([-_.]\w+)*\.(bin|pt|pth|pkl|safetensors)"
 )
+# Hidden folders, and those of an optimizer's state beside a distributed checkpoint.
+_NOT_SEARCHED = re.compile(r"\..*|__pycache__|optimizer([-_]\d+)?")
 # Where older trainers collect the files of a checkpoint before they rename it.
 _UNFINISHED_FOLDER = re.compile(r"tmp[-_](checkpoint|step|global_?step)[-_]?\d+")
 # Where Megatron and DeepSpeed save what one rank holds of a model.
@@ -169,6 +171,15 @@ def candidates_in(folder: Path, names: Collection[str]) -> list[Candidate]:
     return [next((c for c in whole if not c.missing), whole[0])]
 
 
+def walk_file(file: Path) -> dict[str, Folder]:
+    """Return what `walk` would of the folder of a file that is a checkpoint by itself, alone."""
+    folder = file.parent
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    candidates = [c for reader in READERS for c in reader.find(folder, names) if c.path == file]
+    stamped = [Found(c, _stamps(os.fspath(folder), c), is_file=True) for c in candidates]
+    return {"": Folder(found=tuple(stamped))} if stamped else {}
+
+
 def _unchanged(path: Path, before: Folder) -> Folder | None:
     """Return what is known of a folder, if all of it still holds."""
     base = os.fspath(path)
@@ -239,7 +250,7 @@ def _list(path: Path, real_root: str) -> tuple[set[str], list[str], list[str]]:
                 if not any(_is_within(target, folder) for folder in inside):
                     notes.append(_about_link(path / entry.name, target, is_folder))
             elif entry.is_dir():
-                if not entry.name.startswith(".") and entry.name != "__pycache__":
+                if not _NOT_SEARCHED.fullmatch(entry.name):
                     folders.append(entry.name)
             elif entry.is_file():
                 names.add(entry.name)

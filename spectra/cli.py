@@ -273,8 +273,13 @@ def _parser() -> argparse.ArgumentParser:
         "what checkpoints and matrices are there; loads no weights",
         "spectra index outputs/",
     )
-    command.add_argument("path")
-    command.add_argument("--json", action="store_true")
+    command.add_argument("path", help="folder, searched with all below it, or file")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="a list with an object a checkpoint: path, series, step, revisions, format, method, "
+        "base, size, state (complete, incomplete, broken), problem, matrices",
+    )
 
     command = _command(
         commands,

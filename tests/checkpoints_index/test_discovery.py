@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import checkpoints_index.formats
+import checkpoints_index.growing
 import checkpoints_index.safetensors_files
+import checkpoints_index.walking
 from checkpoints_index import (
     CheckpointError,
     IncompleteCheckpointError,
@@ -26,6 +29,8 @@ from checkpoints_index import (
     find_series,
     open_model,
 )
+from checkpoints_index.readers import Candidate
+from checkpoints_index.safetensors_files import ModelFolder
 from checkpoints_index.snapshots import BASE_FILE
 from tests.checkpoints_index.formats import FORMATS, STEP
 
@@ -527,6 +532,72 @@ def test_weights_far_larger_than_memory_are_found(tmp_path: Path) -> None:
             pytest.skip("this file system has no files with holes")
     (checkpoint,) = find_checkpoints(tmp_path)
     assert checkpoint.matrices[0].shape == tuple(shape)
+
+
+# One file.
+
+
+def test_a_file_that_is_a_checkpoint_is_found_alone(tmp_path: Path) -> None:
+    FORMATS["snapshots of LoRA"](tmp_path)
+    file = tmp_path / "snapshots" / f"step-{STEP:08}.safetensors"
+    assert [(c.path, c.step) for c in find_checkpoints(file)] == [(file, STEP)]
+    assert [(e.path, e.step) for e in build_index(file).entries] == [(file, STEP)]
+    # A whole model is its folder.
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        find_checkpoints(put(tmp_path / "model") / "model.safetensors")
+
+
+class FileReader:
+    """A format of which a folder may hold several files, each a checkpoint."""
+
+    format = "test"
+
+    def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
+        files = sorted(name for name in names if name.endswith((".pt", ".ckpt")))
+        return [Candidate(folder / name, self.format, (name,)) for name in files]
+
+    def open(self, candidate: Candidate, step: int) -> Any:
+        folder = candidate.path.parent.parent / "model"
+        opened = ModelFolder(put(folder), step)
+        opened.path = candidate.path
+        return opened
+
+
+@pytest.fixture
+def with_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a reader of single files, and none that would read the same ones."""
+    known = {r.format: r for r in checkpoints_index.formats.READERS}
+    readers = (known["peft"], known["safetensors"], FileReader())
+    for module in (checkpoints_index.walking, checkpoints_index.growing):
+        monkeypatch.setattr(module, "READERS", readers)
+
+
+@pytest.mark.usefixtures("with_files")
+def test_files_of_one_folder_are_a_series(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    root.mkdir()
+    for name in ("epoch=0-step=5.ckpt", "model_step_10.pt", "step-0000020.pt", "optimizer.pt"):
+        (root / name).write_bytes(b"PK")
+    assert [c.step for c in find_checkpoints(root)] == [5, 10, 20]
+    (series,) = find_series(root)
+    assert series.name == "out" and len(series.checkpoints) == 3
+    assert [c.step for c in find_checkpoints(root / "model_step_10.pt")] == [10]
+    assert open_model(root / "model_step_10.pt").step == 0
+    with pytest.raises(CheckpointError, match="holds several models: epoch=0-step=5.ckpt, model_s"):
+        open_model(root)
+    (root / "last.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="1 of 4 checkpoints have no step, e.g. .*last.pt"):
+        find_checkpoints(root)
+    assert [s.name for s in find_series(root)] == ["last.pt", "out"]
+
+
+@pytest.mark.usefixtures("with_files")
+def test_files_in_a_models_folder_are_of_that_model(tmp_path: Path) -> None:
+    (put(tmp_path / "checkpoint-5") / "scores.pt").write_bytes(b"PK")
+    (tmp_path / "global_step6").mkdir()
+    (tmp_path / "global_step6" / "mp_rank_00_model_states.pt").write_bytes(b"PK")
+    (tmp_path / "global_step6" / "mp_rank_00_optim_states.pt").write_bytes(b"PK")
+    assert [c.step for c in find_checkpoints(tmp_path)] == [5, 6]
 
 
 # What is not there.
