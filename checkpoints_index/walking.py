@@ -188,7 +188,7 @@ def _unchanged(path: Path, before: Folder) -> Folder | None:
     if before.state != ABSENT and _stamp(base, STATE_FILE) != before.state:
         return None
     for found in before.found:
-        if found.details is None or _stamps(base, found.candidate) != found.stamps:
+        if _stamps(base, found.candidate) != found.stamps:
             return None
     return before
 

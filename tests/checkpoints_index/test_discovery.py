@@ -141,6 +141,8 @@ def test_weights_at_the_top_that_no_step_has_are_the_last_step(tmp_path: Path) -
     put(tmp_path / "out" / "checkpoint-10", step=10)
     put(tmp_path / "out" / "checkpoint-20", step=20)
     assert [step for step, _ in steps_by_name(tmp_path)] == [10, 20, 25]
+    (series,) = build_index(tmp_path).series
+    assert series.name == "out" and [e.step for e in series.entries] == [10, 20, 25]
     put(tmp_path / "out" / "checkpoint-25", step=25)
     assert steps_by_name(tmp_path)[-1] == (25, "checkpoint-25")
     assert len(find_checkpoints(tmp_path)) == 3
@@ -150,6 +152,8 @@ def test_a_base_at_the_top_of_its_adapters_is_no_step(tmp_path: Path) -> None:
     put(tmp_path)
     FORMATS["LoRA folder"](tmp_path)
     assert [(c.step, c.method) for c in find_checkpoints(tmp_path)] == [(STEP, "lora")]
+    found = {s.is_adapter: [c.path for c in s.checkpoints] for s in find_series(tmp_path)}
+    assert found == {False: [tmp_path], True: [tmp_path / f"checkpoint-{STEP}"]}
 
 
 def test_several_adapters_of_one_step_are_ambiguous(tmp_path: Path) -> None:
@@ -346,6 +350,18 @@ def test_what_is_still_being_written_is_left_for_the_next_time(
         find_checkpoints(tmp_path)
 
 
+def test_what_is_still_being_written_makes_nothing_ambiguous(tmp_path: Path) -> None:
+    put(tmp_path / "checkpoint-5")
+    put(tmp_path / "tmp-checkpoint-5")
+    (put(tmp_path / "step-5") / "model.safetensors").rename(
+        tmp_path / "step-5" / "model-00001-of-00002.safetensors"
+    )
+    assert [c.path.name for c in find_checkpoints(tmp_path)] == ["checkpoint-5"]
+    (series,) = build_index(tmp_path).series
+    assert not series.problem
+    assert [e.state for e in series.entries].count("incomplete") == 2
+
+
 def test_damage_is_not_taken_for_growth(tmp_path: Path) -> None:
     put(tmp_path / "checkpoint-1")
     file = put(tmp_path / "checkpoint-2") / "model.safetensors"
@@ -437,6 +453,7 @@ def test_a_run_gives_its_snapshots_in_order(tmp_path: Path, inside: str) -> None
     assert [c.step for c in found] == [0, STEP]
     assert all(c.path.parent == tmp_path / "snapshots" for c in found)
     index = build_index(tmp_path / inside)
+    assert [e.size for e in index.entries] == [c.path.stat().st_size for c in found]
     assert [(e.path, e.step) for e in index.entries] == [(c.path, c.step) for c in found]
     (series,) = index.series
     assert series.method == "lora"
