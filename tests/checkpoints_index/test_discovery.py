@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import scan_cache_dir
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -219,6 +220,9 @@ def test_revisions_of_a_hub_repository_are_steps(tmp_path: Path) -> None:
     put_revision(tmp_path, "stage1-step500-tokens2B", "b" * 40)
     snapshot = put_revision(tmp_path, "step0", "c" * 40)
     repository = snapshot.parents[1]
+    (known,) = scan_cache_dir(tmp_path).repos
+    assert known.repo_id == "organisation/name"
+    assert set(known.refs) == {"step0", "step1000", "stage1-step500-tokens2B"}
     for path in (tmp_path, repository, repository / "snapshots"):
         assert [step for step, _ in steps_by_name(path)] == [0, 500, 1000]
         (series,) = build_index(path).series
