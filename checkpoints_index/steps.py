@@ -23,6 +23,8 @@ _BATCH = re.compile(r"^ep\d+-ba(\d{1,18})(?=$|-)")
 # The hub's client keeps a repository as models--ORGANISATION--NAME, with the files of a commit in
 # snapshots/COMMIT and the commits of branches and tags in refs/.
 _REPOSITORY = "models--"
+# The log in it grows by some hundred bytes a step; what is longer is not loaded into memory.
+_LONGEST_STATE = 256 * 2**20
 # A name of a commit has 40 digits; who writes more is not the hub's client.
 _LONGEST_REF = 256
 
@@ -46,6 +48,8 @@ def step_in_name(name: str) -> int | None:
 def step_in_state(file: Path | str) -> int | None:
     """Return the step that a ``trainer_state.json`` says; None where it says none."""
     try:
+        if os.path.getsize(file) > _LONGEST_STATE:
+            return None
         with open(file, encoding="utf-8") as opened:
             step = json.load(opened)["global_step"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

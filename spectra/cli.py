@@ -29,9 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed with one line on stderr. Wrong usage exits with 2.
     """
     from checkpoints_index import CheckpointError
+    from spectra.listing import printable
 
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("spectra").setLevel(logging.INFO)
     # Between the libraries, not for the user to act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
@@ -42,8 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
     except (OSError, ValueError, RuntimeError, CheckpointError, ModuleNotFoundError) as error:
-        print(f"spectra: {error}", file=sys.stderr)
+        print(f"spectra: {printable(str(error))}", file=sys.stderr)
     return 1
+
+
+class _Printable(logging.Formatter):
+    """Messages with names from files in them, which do not command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from spectra.listing import printable
+
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -143,6 +143,24 @@ def test_names_cannot_command_the_terminal(
     assert r"\x1b[2J\u202e\nevil" in out and r"q\x1b[31m\n 2×3" in out
 
 
+def test_names_in_errors_and_warnings_cannot_either(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    out = tmp_path / "\x1b[31m"
+    tiny_model_folder(out / "checkpoint-1", seed=1)
+    (out / "checkpoint-2").mkdir()
+    (out / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+    spectra = str(Path(sys.executable).with_name("spectra"))
+    words = [spectra, "analyze", str(out), "--base", str(base), "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert r"Left for the next time: " in done.stderr and r"\x1b[31m/checkpoint-2" in done.stderr
+    assert "\x1b[31m" not in done.stderr
+    (out / "checkpoint-2" / "model.safetensors").write_bytes(b"\xff" * 64)
+    failed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("spectra: ") and failed.stderr.count("\n") == 1
+    assert r"\x1b[31m/checkpoint-2" in failed.stderr and "\x1b" not in failed.stderr
+
+
 def test_index_is_kept_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,14 @@ def test_a_trainers_state(tmp_path: Path, state: str, step: int | None) -> None:
     assert step_in_state(tmp_path / "none") is None
 
 
+def test_a_trainers_state_that_no_trainer_writes_is_not_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "trainer_state.json"
+    file.write_text('{"global_step": 70}')
+    with file.open("r+b") as opened:
+        opened.truncate(1 << 40)  # a hole, not on the disk
+    assert step_in_state(file) is None
+
+
 def test_revisions_must_agree() -> None:
     assert step_of_revisions(["main", "step5", "tags/step-5"]) == 5
     assert step_of_revisions(["step5", "step6"]) is None
