@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
@@ -122,6 +124,8 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
     index = build_index(as_location(path))
     if not index.series:
         raise FileNotFoundError(nothing_in(path))
+    count = Counter(series.name for series in index.series)
+    taken: set[str] = set()
     found: list[CheckpointSeries] = []
     left = [IncompleteCheckpointError(e.problem) for e in index.entries if e.state == "incomplete"]
     for series in index.series:
@@ -135,7 +139,8 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
             opened = [open_candidate(e.candidate, e.step_or_lone) for e in whole]
             is_adapter = whole[0].format == ADAPTER_FORMAT
             has_steps = any(entry.step is not None for entry in whole)
-            name = _name_of_its_own(series, index.series, [f.name for f in found])
+            name = _name_of_its_own(series, count[series.name] > 1, taken)
+            taken.add(name)
             found.append(CheckpointSeries(name, opened, is_adapter, has_steps))
     if not found:
         raise left[0]
@@ -190,11 +195,10 @@ def open_model(path: Path | str) -> Checkpoint:
     return open_candidate(models[0], step=0)
 
 
-def _name_of_its_own(series: Series, all_of_them: Sequence[Series], taken: Sequence[str]) -> str:
-    shared = sum(other.name == series.name for other in all_of_them) > 1
-    name = f"{series.name}-{series.method}" if shared and series.method else series.name
+def _name_of_its_own(series: Series, is_shared: bool, taken: Collection[str]) -> str:
+    name = f"{series.name}-{series.method}" if is_shared and series.method else series.name
     numbers = (f"{name}-{i}" for i in range(2, len(taken) + 3))
-    return next(n for n in (name, *numbers) if n not in taken)
+    return next(n for n in chain([name], numbers) if n not in taken)
 
 
 def _is_unfinished(placed: Placed) -> bool:

@@ -24,7 +24,7 @@ ABSENT: Stamp = (-1, -1)
 # What trainers save beside the weights: tensors, but no model.
 _NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|sampler|random_states|rng_state|training_args"
-    r"|.*optim_states|.*_optimizer)([-_.]\w+)*\.(bin|pt|pth|pkl|safetensors)"
+    r"|.*optim_states|.*_optimizer)([-_.].*)?\.(bin|pt|pth|pkl|safetensors)"
 )
 # Hidden folders, and those of an optimizer's state beside a distributed checkpoint.
 _NOT_SEARCHED = re.compile(r"\..*|__pycache__|optimizer([-_]\d+)?")

@@ -233,7 +233,7 @@ def _series_jobs(
     """Each training in a folder as a run of its own; all bases are found before any is read."""
     found = find_series(path)
     models = [s for s in found if not s.is_adapter and not s.has_steps]
-    trained = [s for s in found if s not in models]
+    trained = [s for s in found if s.is_adapter or s.has_steps]
     if base is not None:
         models = [m for m in models if m.checkpoints[0].path.resolve() != Path(base).resolve()]
     if not trained:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -574,7 +575,7 @@ class FileReader:
     format = "test"
 
     def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
-        files = sorted(name for name in names if name.endswith((".pt", ".ckpt")))
+        files = sorted(name for name in names if name.endswith((".pt", ".pth", ".ckpt")))
         return [Candidate(folder / name, self.format, (name,)) for name in files]
 
     def open(self, candidate: Candidate, step: int) -> Any:
@@ -619,6 +620,36 @@ def test_files_in_a_models_folder_are_of_that_model(tmp_path: Path) -> None:
     (tmp_path / "global_step6" / "mp_rank_00_model_states.pt").write_bytes(b"PK")
     (tmp_path / "global_step6" / "mp_rank_00_optim_states.pt").write_bytes(b"PK")
     assert [c.step for c in find_checkpoints(tmp_path)] == [5, 6]
+
+
+@pytest.mark.usefixtures("with_files")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("optimizer.pt", "optimizer_0.pt", "scheduler.pt", "rng_state.pth", "rng_state_12.pth"),
+        *("training_args.pt", "scaler.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+    ],
+)
+def test_what_trainers_save_beside_weights_is_no_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    (tmp_path / "optimizer_0").mkdir()
+    (tmp_path / "optimizer_0" / "step-1.pt").write_bytes(b"PK")
+    assert build_index(tmp_path).series == ()
+    # Megatron's has both in one.
+    (tmp_path / "model_optim_rng.pt").write_bytes(b"PK")
+    assert len(build_index(tmp_path).entries) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer" + "_a" * 100 + "!", "step-1" * 40, "mp_rank_" + "1" * 240, "-" * 255]
+)
+def test_no_name_takes_long(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "checkpoint-1")
+    (tmp_path / "checkpoint-1" / name).write_bytes(b"")
+    put(tmp_path / "x" / name)
+    start = time.process_time()
+    assert len(build_index(tmp_path).entries) == 2
+    assert time.process_time() - start < 1
 
 
 # What is not there.
