@@ -248,8 +248,10 @@ def _series_jobs(
         w_0 = find_base(base, series.checkpoints, path, near)
         run = Run(target if len(trained) == 1 else target / series.name)
         jobs.append(_job(run, series.checkpoints, w_0, modules))
-    for unused in set(beside) - {job.base.path for job in jobs}:
-        logger.warning("%s has no step and is nobody's base: it is left out.", unused)
+    used = {job.base.path.resolve() for job in jobs}
+    for model in beside:
+        if model.resolve() not in used:
+            logger.warning("%s has no step and is nobody's base: it is left out.", model)
     return jobs
 
 

@@ -252,13 +252,18 @@ def train_adapters(root: Path, base: str) -> None:
 
 @pytest.mark.parametrize("base", ["base", "somewhere/else", ""])
 def test_each_training_in_a_folder_is_a_run(
-    tmp_path: Path, base: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    base: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = tmp_path / "all"
     train_adapters(root, base)
     tiny_llama().save_pretrained(root / "base", max_shard_size="20KB")
+    monkeypatch.chdir(root)  # from where "base" is found under another path
     with caplog.at_level(logging.WARNING):
         drift = analyze(root, out=tmp_path / "runs")
+    assert "nobody's base" not in caplog.text
     assert ("is taken, the only model beside it" in caplog.text) == (base != "base")
     assert set(drift["run"]) == {"lora", "sorsa"}
     assert len(drift) == 2 * 3 * 2 * 2  # runs × steps × layers × modules
