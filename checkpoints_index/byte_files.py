@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from checkpoints_index.errors import CheckpointError
+from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
 
 # Far above any configuration or index of shards (the largest known, of 163 shards, has 8 MiB).
 _MAX_JSON = 64 * 2**20
+_WEIGHT_SUFFIXES = {".bin", ".ckpt", ".gguf", ".pt", ".pth", ".safetensors"}
 
 
 class ByteFile(Protocol):
@@ -62,6 +63,28 @@ def open_bytes(path: Path) -> ByteFile:
     from checkpoints_index.remote import RemoteFile
 
     return RemoteFile(path)
+
+
+def too_short(path: Path) -> IncompleteCheckpointError:
+    """Return the error of a file that ends before what it says that it holds."""
+    return IncompleteCheckpointError(
+        f"{path} is shorter than it says itself: it is still being written, or was cut short."
+    )
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file's, not a folder's.
+
+    A remote store may take any address for a file's: what it is called decides.
+    """
+    return path.suffix in _WEIGHT_SUFFIXES if is_remote(path) else path.is_file()
+
+
+def name_of(folder: Path) -> str:
+    """Return what a folder is called; of a bare address, the host."""
+    if not is_remote(folder):
+        return folder.resolve().name
+    return str(folder).rstrip("/").rpartition("/")[2]
 
 
 def has_file(path: Path) -> bool:
@@ -124,7 +147,7 @@ class LocalFile:
     def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes."""
         if offset + length > self.size:
-            raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
+            raise too_short(self.path)
         content = bytearray(length)
         with self._opened() as file:
             file.seek(offset)
@@ -132,7 +155,7 @@ class LocalFile:
             while filled < length:
                 taken = file.readinto(memoryview(content)[filled:])
                 if not taken:
-                    raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
+                    raise too_short(self.path)
                 filled += taken
         return content
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run
+from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run, too_short
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
+from checkpoints_index.shards import with_config
 from checkpoints_index.tensors import StoredTensor
 from checkpoints_index.torch_archives import Archive
 from checkpoints_index.torch_files import NESTED
@@ -242,10 +243,7 @@ class DistributedFolder:
         if name not in self._files:
             self._files[name] = open_bytes(inside(self.path, name))
         if begin + length > self._files[name].size:
-            raise CheckpointError(
-                f"{self._files[name].path} ends before a chunk of {key!r:.200} does. It may still "
-                "be written, or is truncated; copy or write it again."
-            )
+            raise too_short(self._files[name].path)
         return _Piece(offsets, sizes, name, begin, length)
 
     def _refuse_shared_bytes(self) -> None:
@@ -334,7 +332,8 @@ class DistributedReader:
         if not files:
             return []
         missing = () if METADATA_FILE in names else (METADATA_FILE,)
-        return [Candidate(folder, self.format, (METADATA_FILE, *files), missing)]
+        found = Candidate(folder, self.format, (METADATA_FILE, *files), missing)
+        return [with_config(found, names)]
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading the description only."""

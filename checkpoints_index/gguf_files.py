@@ -18,7 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints_index.byte_files import ByteFile, inside, open_bytes, read_tensor, row_run
+from checkpoints_index.byte_files import (
+    ByteFile,
+    inside,
+    open_bytes,
+    read_tensor,
+    row_run,
+    too_short,
+)
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.gguf_headers import GgufHeader, config_of
 from checkpoints_index.matrices import Checkpoint
@@ -154,7 +161,9 @@ class GgufModel:
                     raise ValueError(f"the tensor {name!r:.200} stands twice")
                 heads = self._permuted_heads(name, shape)
                 self._infos[name] = _Info(file, start + offset, shape, kind, heads)
-            if described and not reached <= file.size <= _aligned(reached, alignment):
+            if described and file.size < reached:
+                raise too_short(file.path)
+            if described and file.size > _aligned(reached, alignment):
                 raise ValueError(f"its tensors end at byte {reached}, it has {file.size}")
         except (ValueError, TypeError, struct.error, OverflowError) as error:
             raise CheckpointError(

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoints_index.byte_files import ByteFile
+from checkpoints_index.byte_files import ByteFile, too_short
 
 # A vocabulary of 250,000 tokens with its merges takes 15 MiB.
 _MAX_HEADER = 32 * 2**20
@@ -100,8 +100,10 @@ class GgufHeader:
 
     def _move(self, length: int) -> None:
         self.at += length
-        if self.at > min(self._file.size, _MAX_HEADER):
-            raise ValueError("its header ends too early or is too long")
+        if self.at > _MAX_HEADER:
+            raise ValueError(f"its header has more than {_MAX_HEADER} bytes")
+        if self.at > self._file.size:
+            raise too_short(self._file.path)
 
     def _fill(self, begin: int, length: int) -> None:
         # Few requests for long headers, and little too much for short ones.

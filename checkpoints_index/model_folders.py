@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +66,13 @@ class ModelCheckpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Names, sizes and times of change of the weight files."""
-        return self.store.fingerprint
+        """Names, sizes and times of change of the weight files; of the configuration, what it says.
+
+        That decides how fused matrices are divided.
+        """
+        config = json.dumps(self.config, sort_keys=True, default=str)
+        digest = hashlib.sha256(config.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.store.fingerprint},config:{digest[:16]}"
 
     @property
     def base(self) -> str | None:

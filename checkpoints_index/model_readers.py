@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints_index.byte_files import is_remote, names_in
+from checkpoints_index.byte_files import is_file, names_in
 from checkpoints_index.distributed_files import DistributedReader
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.gguf_files import GgufReader
@@ -21,14 +21,16 @@ MODEL_READERS: tuple[Reader, ...] = (
     GgufReader(),
 )
 """Of all formats that hold whole weights."""
-
-_SUFFIXES = {".bin", ".gguf", ".pt", ".pth", ".safetensors"}
+LOOKED_FOR = (
+    "model.safetensors, pytorch_model.bin, their indices of shards, .metadata with *.distcp, "
+    "*.pt, *.pth, *.ckpt, *.bin and *.gguf"
+)
+"""What the files of these are called, for messages."""
 
 
 def find_models(path: Path) -> list[Candidate]:
     """Return the models in a folder itself, or the one that a file is; by names alone."""
-    # A remote store may take any address for a file's: what it is called decides.
-    if path.suffix in _SUFFIXES if is_remote(path) else path.is_file():
+    if is_file(path):
         folder, names = path.parent, {path.name}
     else:
         folder, names = path, names_in(path)
@@ -46,8 +48,7 @@ def open_whole_model(path: Path, step: int) -> Checkpoint:
     found = find_models(path)
     if not found:
         raise CheckpointError(
-            f"{path} holds no base model: looked for model.safetensors, pytorch_model.bin, their "
-            "indices of shards, .metadata, *.pt, *.pth, *.bin and *.gguf."
+            f"{path} holds no base model: looked for {LOOKED_FOR}. Give the folder or file of one."
         )
     if len(found) > 1:
         listed = ", ".join(str(candidate.path) for candidate in found)

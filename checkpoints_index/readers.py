@@ -1,6 +1,6 @@
-"""The one list of formats: each finds its checkpoints among a folder's file names and opens them.
+"""What a format is to the search: it finds its checkpoints among names, and opens them.
 
-A new format is a module with a `Reader` and a line in `READERS`.
+`checkpoints_index.formats` has the list.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Candidate:
     format: str
     files: tuple[str, ...]
     missing: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that its files are in."""
+        return self.path.parent if self.path.name in self.files else self.path
 
 
 class Reader(Protocol):

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from checkpoints_index.byte_files import too_short
 from checkpoints_index.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
@@ -123,16 +124,6 @@ def list_folder(folder: Any) -> RemoteFolder:
     return RemoteFolder(folder, files, tuple(sorted(folders)))
 
 
-def walk_remote(root: Any) -> Iterator[RemoteFolder]:
-    """Yield a remote folder and all below it, parents first, hidden ones left out."""
-    open_ends = [root]
-    while open_ends:
-        folder = list_folder(open_ends.pop())
-        yield folder
-        shown = [name for name in folder.folders if not name.startswith(".")]
-        open_ends += [folder.path / name for name in reversed(shown)]
-
-
 def _version(status: Mapping[str, Any]) -> str:
     return next((str(status[key]) for key in _VERSIONS if status.get(key)), "")
 
@@ -166,7 +157,7 @@ class RemoteFile:
     def read(self, offset: int, length: int) -> bytearray:
         """Read exactly `length` bytes."""
         if offset + length > self.size:
-            raise CheckpointError(f"{self.path} ends too early; it may be truncated.")
+            raise too_short(self.path)
         if not length:
             return bytearray()
         return bytearray(retried(lambda: self._range(offset, length), self.path))

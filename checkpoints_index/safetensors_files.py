@@ -20,18 +20,16 @@ from checkpoints_index.byte_files import (
     inside,
     open_bytes,
     parse_json,
-    read_json,
     read_tensor,
     row_run,
+    too_short,
 )
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
-from checkpoints_index.shards import ShardedStore, shard_candidate
+from checkpoints_index.shards import ShardedStore, shard_candidate, with_config
 from checkpoints_index.tensors import StoredTensor, TensorStore
-
-__all__ = ["MODEL_FILE", "MODEL_INDEX", "SafetensorsReader", "TensorFile", "read_json"]
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -147,13 +145,14 @@ class TensorFile:
     def _read_header(self) -> dict[str, Any]:
         size = self._file.size
         if size < 8:
-            raise self._broken(f"{size} bytes are less than the length of a header takes")
+            raise too_short(self.path)
         length = int.from_bytes(self._file.read(0, 8), "little")
-        if length > min(size - 8, _MAX_HEADER):
+        if length > _MAX_HEADER:
             raise self._broken(
-                f"its header would have {length} bytes; the file has {size}, and "
-                f"{_MAX_HEADER} are allowed"
+                f"its header would have {length} bytes, and {_MAX_HEADER} are allowed"
             )
+        if length > size - 8:
+            raise too_short(self.path)
         self._start = 8 + length
         try:
             return parse_json(self._file.read(8, length), self.path)
@@ -192,6 +191,8 @@ class TensorFile:
             if begin != reached:
                 raise self._broken("its tensors overlap or leave a gap")
             reached = end
+        if reached > self._file.size - self._start:
+            raise too_short(self.path)
         if reached != self._file.size - self._start:
             raise self._broken(
                 f"its tensors take {reached} bytes, the file has {self._file.size - self._start} "
@@ -211,9 +212,10 @@ class SafetensorsReader:
 
     def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
         """Return the folder itself, where it holds a model in one file or in shards."""
-        if MODEL_INDEX in names:
-            return [shard_candidate(folder, MODEL_INDEX, names, self.format)]
-        return [Candidate(folder, self.format, (MODEL_FILE,))] if MODEL_FILE in names else []
+        if MODEL_FILE in names and MODEL_INDEX not in names:
+            return [with_config(Candidate(folder, self.format, (MODEL_FILE,)), names)]
+        found = shard_candidate(folder, MODEL_INDEX, names, self.format)
+        return [with_config(found, names)] if found else []
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading headers only."""

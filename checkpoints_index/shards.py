@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +13,11 @@ from checkpoints_index.byte_files import inside, open_bytes, read_json
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.readers import Candidate
 from checkpoints_index.tensors import StoredTensor, TensorStore
+
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.(?P<suffix>bin|safetensors)")
+"""What Transformers calls a shard."""
+# A lying name must not make us list a billion shards.
+_MOST_SHARDS = 10_000
 
 
 class ShardedStore:
@@ -81,14 +88,38 @@ def read_weight_map(folder: Path, index: str) -> dict[str, str]:
     return weight_map
 
 
-def shard_candidate(folder: Path, index: str, names: Collection[str], format: str) -> Candidate:
-    """Return the sharded checkpoint of a folder, with the shards that are not there yet.
+def shard_candidate(
+    folder: Path, index: str, names: Collection[str], format: str
+) -> Candidate | None:
+    """Return the sharded checkpoint of a folder, with what is not there yet; else ``None``.
 
-    A broken index is left to the opening, which says what is wrong with it.
+    Where there are shards and no index, that is missing: it is written last. A broken index is
+    left to the opening, which says what is wrong with it.
     """
-    try:
-        shards = sorted(set(read_weight_map(folder, index).values()))
-    except CheckpointError:
-        shards = []
-    missing = tuple(shard for shard in shards if shard not in names)
-    return Candidate(folder, format, (index, *shards), missing)
+    if index in names:
+        try:
+            shards = sorted(set(read_weight_map(folder, index).values()))
+        except CheckpointError:
+            shards = []
+    else:
+        shards = _shards_without_index(index, names)
+        if not shards:
+            return None
+    files = (index, *shards)
+    return Candidate(folder, format, files, tuple(file for file in files if file not in names))
+
+
+def with_config(candidate: Candidate, names: Collection[str]) -> Candidate:
+    """Return a model whose configuration, where there is one, counts among its files."""
+    config = ("config.json",) if "config.json" in names else ()
+    return replace(candidate, files=(*candidate.files, *config))
+
+
+def _shards_without_index(index: str, names: Collection[str]) -> list[str]:
+    """All shards of which some are there: ``model-00001-of-00002.safetensors`` and the second."""
+    stem, suffix = index.removesuffix(".index.json").split(".")
+    for match in filter(None, map(SHARD.fullmatch, names)):
+        count = int(match["count"])
+        if (match["stem"], match["suffix"]) == (stem, suffix) and 0 < count <= _MOST_SHARDS:
+            return [f"{stem}-{i:05}-of-{count:05}.{suffix}" for i in range(1, count + 1)]
+    return []

@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from checkpoints_index.byte_files import ByteFile, read_tensor
+from checkpoints_index.byte_files import ByteFile, read_tensor, too_short
 from checkpoints_index.errors import CheckpointError
 
 # Describes some 35,000 tensors. A hostile pickle of this length takes 4 s and 400 MiB.
@@ -33,6 +33,7 @@ _MAX_DIRECTORY = 8 * 2**20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 _FIELD = struct.Struct("<HH")  # of the extra field: kind and length
 _PADDING = 68  # at most, of what torch writes
+_END, _END_LENGTH = b"PK\x05\x06", 22
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ class Archive:
         self._records: dict[str, _Record] = {}
         self._description: bytes | bytearray = b""
         try:
+            # torch leaves no comment at the end, so the archive ends with this record.
+            end = max(0, file.size - _END_LENGTH)
+            if not file.read(end, file.size - end).startswith(_END):
+                raise too_short(file.path)
             with zipfile.ZipFile(_Stream(file)) as archive:
                 self._read_directory(archive)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:

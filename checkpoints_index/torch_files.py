@@ -1,4 +1,4 @@
-"""PyTorch files (``.bin``, ``.pt``, ``.pth``) and the models in them, never executed."""
+"""PyTorch files (``.bin``, ``.pt``, ``.pth``, ``.ckpt``) and the models in them, never executed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run
+from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run, too_short
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
-from checkpoints_index.shards import ShardedStore, shard_candidate
+from checkpoints_index.shards import SHARD, ShardedStore, shard_candidate, with_config
 from checkpoints_index.tensors import StoredTensor, TensorStore
 from checkpoints_index.torch_archives import Archive, TensorPlace, load_plain
 
@@ -28,7 +28,7 @@ _MAX_LEGACY = 2**30
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 # One file is a whole checkpoint by these names, but for what trainers write beside the weights.
-_SUFFIXES = (".pt", ".pth", ".bin")
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _NO_WEIGHTS = re.compile(
     r"(optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|random_states|training_args"
     r"|adapter_model|.*optim_states|.*tokenizer).*"
@@ -65,6 +65,8 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = open_bytes(path)
+        if not self._file.size:
+            raise too_short(path)
         archive = self._file.size >= 4 and self._file.read(0, 4) == b"PK\x03\x04"
         self._archive = Archive(self._file) if archive else None
         self._places: dict[str, TensorPlace | None] = {}
@@ -148,9 +150,10 @@ class TorchReader:
         """Return the folder, unless it holds the same weights as safetensors too."""
         if {"model.safetensors", "model.safetensors.index.json"} & set(names):
             return []
-        if MODEL_INDEX in names:
-            return [shard_candidate(folder, MODEL_INDEX, names, self.format)]
-        return [Candidate(folder, self.format, (MODEL_FILE,))] if MODEL_FILE in names else []
+        if MODEL_FILE in names and MODEL_INDEX not in names:
+            return [with_config(Candidate(folder, self.format, (MODEL_FILE,)), names)]
+        found = shard_candidate(folder, MODEL_INDEX, names, self.format)
+        return [with_config(found, names)] if found else []
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading descriptions only."""
@@ -177,9 +180,11 @@ class TorchFileReader:
         if has_model(names):
             return []
         return [
-            Candidate(folder / name, self.format, (name,))
+            with_config(Candidate(folder / name, self.format, (name,)), names)
             for name in sorted(names)
-            if name.endswith(_SUFFIXES) and not _NO_WEIGHTS.fullmatch(name)
+            if name.endswith(_SUFFIXES)
+            and not _NO_WEIGHTS.fullmatch(name)
+            and not SHARD.fullmatch(name)
         ]
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:

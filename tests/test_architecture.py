@@ -21,7 +21,13 @@ ALLOWED = {
     "spectra/figures": set(),
     "spectra/methods": {"spectra.linalg"},
     "spectra/recording": {"checkpoints_index", "spectra.store"},
-    "spectra/analysis": {"checkpoints_index", "spectra.linalg", "spectra.metrics", "spectra.store"},
+    "spectra/analysis": {
+        "checkpoints_index",
+        "spectra.cache_folder",
+        "spectra.linalg",
+        "spectra.metrics",
+        "spectra.store",
+    },
     "spectra/training": {
         "checkpoints_index",
         "spectra.methods",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -97,11 +98,23 @@ def test_the_fingerprint_changes_with_every_file(name: str, tmp_path: Path) -> N
     before = open_whole_model(tmp_path, 0).fingerprint
     assert open_whole_model(tmp_path, 0).fingerprint == before
     for file in candidate.files:
+        if file == "config.json":
+            continue
         status = (tmp_path / file).stat()
         os.utime(tmp_path / file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
         after = open_whole_model(tmp_path, 0).fingerprint
         assert after != before
         before = after
+
+
+def test_the_fingerprint_changes_with_what_the_configuration_says(tmp_path: Path) -> None:
+    MODEL_FORMATS["safetensors"](tmp_path)
+    before = open_whole_model(tmp_path, 0).fingerprint
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(dict(reversed(config.items())), indent=1))
+    assert open_whole_model(tmp_path, 0).fingerprint == before
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 1}))
+    assert open_whole_model(tmp_path, 0).fingerprint != before
 
 
 def test_a_folder_moved_keeps_its_fingerprint(name: str, tmp_path: Path) -> None:
@@ -115,7 +128,7 @@ def test_a_folder_moved_keeps_its_fingerprint(name: str, tmp_path: Path) -> None
 def test_a_shard_that_is_not_there_is_named_as_missing(name: str, tmp_path: Path) -> None:
     MODEL_FORMATS[name](tmp_path)
     (candidate,) = find_models(tmp_path)
-    shard = candidate.files[-1]
+    shard = next(file for file in reversed(candidate.files) if "-of-" in file)
     (tmp_path / shard).unlink()
     (candidate,) = find_models(tmp_path)
     assert candidate.missing == (shard,)

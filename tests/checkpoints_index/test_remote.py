@@ -20,7 +20,7 @@ import checkpoints_index.remote
 from checkpoints_index import CheckpointError
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import find_models, open_whole_model
-from checkpoints_index.remote import ATTEMPTS, bytes_read, open_path, walk_remote
+from checkpoints_index.remote import ATTEMPTS, bytes_read, list_folder, open_path
 from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.torch_files import TorchFile
 from tests.checkpoints_index.model_formats import MODEL_FORMATS
@@ -173,29 +173,17 @@ def test_a_file_that_is_not_there_is_an_error(server: RangeServer) -> None:
         TensorFile(open_path(f"{server.url}/none.safetensors"))
 
 
-def test_remote_folders_are_walked_parents_first(tmp_path: Path, server: RangeServer) -> None:
-    for folder in ("run/checkpoint-2", "run/checkpoint-10", "run/.hidden"):
-        MODEL_FORMATS["safetensors"](tmp_path / folder)
-    (tmp_path / "run" / "notes.txt").write_text("x")
-    walked = list(walk_remote(open_path(f"{server.url}/run")))
-    addresses = [str(folder.path).removeprefix(server.url) for folder in walked]
-    assert addresses == ["/run", "/run/checkpoint-10", "/run/checkpoint-2"]
-    assert list(walked[0].files) == ["notes.txt"]
-    assert walked[0].folders == (".hidden", "checkpoint-10", "checkpoint-2")
-    assert set(walked[1].files) == {p.name for p in (tmp_path / "run/checkpoint-10").iterdir()}
-
-
-def test_a_bucket_is_walked_and_tells_what_has_changed() -> None:
+def test_a_bucket_is_listed_and_tells_what_has_changed() -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
-    memory.pipe_file("/walked/run/checkpoint-1/model.safetensors", b"ab")
-    (before,) = list(walk_remote(open_path("memory://walked/run/checkpoint-1")))
-    memory.pipe_file("/walked/run/checkpoint-1/model.safetensors", b"abc")
-    (after,) = list(walk_remote(open_path("memory://walked/run/checkpoint-1")))
+    memory.pipe_file("/listed/run/checkpoint-1/model.safetensors", b"ab")
+    before = list_folder(open_path("memory://listed/run/checkpoint-1"))
+    memory.pipe_file("/listed/run/checkpoint-1/model.safetensors", b"abc")
+    after = list_folder(open_path("memory://listed/run/checkpoint-1"))
     assert before.files.keys() == after.files.keys() == {"model.safetensors"}
     assert before.files != after.files
-    memory.rm("/walked", recursive=True)
+    memory.rm("/listed", recursive=True)
 
 
 class BlockingStore(AbstractFileSystem):
