@@ -1,5 +1,6 @@
 """Finds checkpoints and reads single matrices from them, lazily; knows formats, not metrics."""
 
+from checkpoints_index.byte_files import is_remote, name_of
 from checkpoints_index.discovery import (
     CheckpointSeries,
     find_checkpoints,
@@ -19,6 +20,8 @@ from checkpoints_index.matrices import (
     locate,
     matches,
 )
+from checkpoints_index.model_readers import find_models
+from checkpoints_index.remote import add_bytes_read, bytes_read, counting_bytes
 
 __all__ = [
     "Checkpoint",
@@ -32,14 +35,20 @@ __all__ = [
     "Series",
     "TrainedFactors",
     "Weight",
+    "add_bytes_read",
     "as_location",
     "build_index",
+    "bytes_read",
     "clean_name",
+    "counting_bytes",
     "find_checkpoints",
+    "find_models",
     "find_series",
     "find_snapshots",
+    "is_remote",
     "locate",
     "matches",
+    "name_of",
     "nothing_in",
     "open_model",
 ]

@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +36,7 @@ _VERSIONS = (
 _Result = TypeVar("_Result")
 _counted: Counter[str] = Counter()
 _counting = threading.Lock()
+_listening: ContextVar[Counter[str] | None] = ContextVar("_listening", default=None)
 
 
 def open_path(address: str | Path) -> Path:
@@ -80,6 +83,25 @@ def bytes_read(address: Path | str = "") -> int:
     beginning = str(address)
     with _counting:
         return sum(n for file, n in _counted.items() if file.startswith(beginning))
+
+
+def add_bytes_read(counts: Mapping[str, int]) -> None:
+    """Count bytes of remote files by their addresses, such as another process has read."""
+    heard = _listening.get()
+    with _counting:
+        for counter in (_counted, *([] if heard is None else [heard])):
+            counter.update(counts)
+
+
+@contextmanager
+def counting_bytes() -> Iterator[Counter[str]]:
+    """Count what this thread reads of remote files within a block, by their addresses."""
+    heard: Counter[str] = Counter()
+    token = _listening.set(heard)
+    try:
+        yield heard
+    finally:
+        _listening.reset(token)
 
 
 @dataclass(frozen=True)
@@ -171,8 +193,7 @@ class RemoteFile:
         # Stores that work with blocking files would read megabytes ahead.
         options = {} if getattr(store, "async_impl", False) else {"cache_type": "none"}
         content = store.cat_file(self.path.path, start=offset, end=offset + length, **options)
-        with _counting:
-            _counted[str(self.path)] += len(content)
+        add_bytes_read({str(self.path): len(content)})
         if len(content) != length:
             raise OSError(f"asked for {length} bytes at {offset}, got {len(content)}")
         return content

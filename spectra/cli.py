@@ -84,11 +84,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from checkpoints_index import IndexStore, build_index, nothing_in
+    from checkpoints_index import IndexStore, as_location, build_index, nothing_in
     from spectra.cache_folder import cache_folder
     from spectra.listing import as_objects, as_table, printable
 
-    index = build_index(options.path, IndexStore(cache_folder() / "index"))
+    location = as_location(options.path)
+    index = build_index(location, IndexStore(cache_folder() / "index"))
     if not index.series:
         raise FileNotFoundError(nothing_in(options.path))
     if options.json:
@@ -98,6 +99,15 @@ def _index(options: argparse.Namespace) -> None:
         return
     for line in as_table(index):
         print(line)
+    _tell_bytes_read()
+
+
+def _tell_bytes_read() -> None:
+    from checkpoints_index import bytes_read
+    from spectra.listing import in_units
+
+    if read := bytes_read():
+        print(f"Read {read:,} bytes of remote files ({in_units(read)}).")
 
 
 def _analyze(options: argparse.Namespace) -> None:
@@ -128,6 +138,7 @@ def _analyze(options: argparse.Namespace) -> None:
     )
     if failed:
         print(f"{failed} of them could not be decomposed; they are marked solver = none.")
+    _tell_bytes_read()
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -285,7 +296,10 @@ def _parser() -> argparse.ArgumentParser:
         "what checkpoints and matrices are there; loads no weights",
         "spectra index outputs/",
     )
-    command.add_argument("path", help="folder, searched with all below it, or file")
+    command.add_argument(
+        "path",
+        help="folder, searched with all below it, or file; or its address, as in s3://bucket/run",
+    )
     command.add_argument(
         "--json",
         action="store_true",
@@ -301,9 +315,11 @@ def _parser() -> argparse.ArgumentParser:
         "spectra analyze runs/sorsa",
     )
     command.add_argument(
-        "paths", nargs="+", help="runs, a folder of runs, or folders with checkpoints"
+        "paths",
+        nargs="+",
+        help="runs, a folder of runs, or folders with checkpoints; or addresses of such",
     )
-    command.add_argument("--base", help="folder or hub id of the base model")
+    command.add_argument("--base", help="folder, file, address or hub id of the base model")
     _modules(command)
     command.add_argument(
         "--out",
@@ -395,7 +411,11 @@ def _command(
 
 
 def _modules(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--modules", help="comma-separated names or globs, e.g. q_proj,v_proj")
+    command.add_argument(
+        "--modules",
+        help="comma-separated: names (q_proj), globs (*_proj), paths (model.layers.*.q_proj), "
+        "labels (decoder.EncDecAttention.q), all-linear for every linear layer",
+    )
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from checkpoints_index import Entry, Index, Matrix, Series
+from checkpoints_index import Entry, Index, Matrix, Series, is_remote
 
 _MODULES_SHOWN = 12
 _HEAD = ("step", "format", "layers", "size", "state", "path")
@@ -106,7 +106,7 @@ def _rows(series: Series, root: Path) -> Iterator[str]:
 
 def _cells(entry: Entry, root: Path) -> tuple[str, ...]:
     layers = len({m.layer for m in entry.matrices})
-    path = os.path.relpath(entry.path, root)
+    path = _relative(entry.path, root)
     revisions = f" ({', '.join(entry.revisions)})" if entry.revisions else ""
     return (
         "-" if entry.step is None else str(entry.step),
@@ -116,6 +116,12 @@ def _cells(entry: Entry, root: Path) -> tuple[str, ...]:
         entry.state,
         (str(entry.path) if path == "." else path) + revisions,
     )
+
+
+def _relative(path: Path, root: Path) -> str:
+    if is_remote(path):
+        return str(path).removeprefix(str(root)).strip("/") or "."
+    return os.path.relpath(path, root)
 
 
 def _modules(entry: Entry) -> str:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from checkpoints_index import Checkpoint, CheckpointError, open_model
+from checkpoints_index import (
+    Checkpoint,
+    CheckpointError,
+    as_location,
+    find_models,
+    is_remote,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +28,7 @@ def find_base(
     Parameters
     ----------
     base : Path or str, optional
-        What the user gave: a folder, or an id on the hub.
+        What the user gave: a folder or file, an address such as ``s3://…``, or an id on the hub.
     checkpoints : sequence of Checkpoint
         What is compared with it. The base that they name is looked for in the working folder, in
         `root` and in the hub's cache; then among `beside`, by its name, or as the only one; then
@@ -40,7 +46,8 @@ def find_base(
         If the named base is nowhere.
     """
     if base is not None:
-        return _fetched(str(base))
+        given = as_location(base)
+        return given if is_remote(given) else _fetched(str(base))
     named = {c.base or None for c in checkpoints}
     if len(named) > 1:
         raise ValueError(f"The checkpoints name several bases: {named}. Choose one with --base.")
@@ -55,9 +62,10 @@ def find_base(
             f"{', '.join(map(str, beside))}. Choose one with --base."
         )
     if name is not None:
-        for place in (Path(name), *([root / name] if root else [])):
-            if place.exists():
-                return place
+        if Path(name).exists():
+            return Path(name)
+        if root is not None and (below := _below(root, name)) is not None:
+            return below
         if (cached := _cached(name)) is not None:
             return cached
     called_so = [path for path in beside if name is not None and path.name == Path(name).name]
@@ -76,6 +84,20 @@ def find_base(
     return _fetched(name)
 
 
+def _below(root: Path, name: str) -> Path | None:
+    """Return the model that a checkpoint means by `name`, in the folder that it was found in."""
+    place = root / name
+    if not is_remote(root):
+        return place if place.exists() else None
+    # A name in a file must not lead to another server.
+    if PurePosixPath(name).is_absolute() or {"", ".."} & set(name.split("/")) or "://" in name:
+        return None
+    try:
+        return place if find_models(place) else None
+    except CheckpointError:
+        return None
+
+
 def _cached(name: str) -> Path | None:
     """Return the snapshot of a hub id in the hub's cache, if the whole weights are there."""
     try:
@@ -84,11 +106,7 @@ def _cached(name: str) -> Path | None:
         folder = Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub's client raises many kinds, and may not be installed
         return None
-    try:
-        open_model(folder)
-    except (CheckpointError, OSError):
-        return None
-    return folder
+    return folder if any(not model.missing for model in find_models(folder)) else None
 
 
 def _fetched(name: str) -> Path:

@@ -13,9 +13,12 @@ from tqdm import tqdm
 
 from checkpoints_index import (
     Checkpoint,
+    as_location,
     find_checkpoints,
     find_series,
     find_snapshots,
+    is_remote,
+    name_of,
     open_model,
 )
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
@@ -58,11 +61,12 @@ def analyze(
     ----------
     paths : Path, str or a sequence of them
         Runs, or a folder of runs (their own snapshots and bases are used), or folders with
-        checkpoints. One folder with the checkpoints of several trainings gives a run for each;
-        several folders outside runs are taken together for one.
+        checkpoints, or addresses of such, as ``s3://…``. One folder with the checkpoints of several
+        trainings gives a run for each; several folders outside runs are taken together for one.
     base : Path or str, optional
-        Folder of the base model. Needed for checkpoints outside a run, unless their adapters
-        name one that is on this machine, or there is just one model beside them.
+        Folder, file, address or hub id of the base model. Needed for checkpoints outside a run,
+        unless their adapters name one that is on this machine, or there is just one model beside
+        them.
     modules : sequence of str, optional
         Names or globs; for a run all that it recorded, elsewhere q_proj and v_proj.
     out : Path or str, optional
@@ -200,7 +204,7 @@ def _jobs(
     modules: Sequence[str] | None,
     out: Path | str | None,
 ) -> Iterator[_Job]:
-    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [as_location(p) for p in _listed(paths)]
     runs_of = {path: _recorded_runs(path) for path in given}
     recorded = [run for path in given for run in runs_of[path]]
     if recorded and base is None:
@@ -223,7 +227,7 @@ def _jobs(
         return
     checkpoints = [c for p in given for c in find_checkpoints(p)]
     refuse_shared_steps(checkpoints)
-    run = Run(out if out is not None else Path("runs") / given[0].resolve().name)
+    run = Run(out if out is not None else Path("runs") / name_of(given[0]))
     yield _job(run, checkpoints, find_base(base, checkpoints), modules)
 
 
@@ -235,12 +239,13 @@ def _series_jobs(
     models = [s for s in found if not s.is_adapter and not s.has_steps]
     trained = [s for s in found if s.is_adapter or s.has_steps]
     if base is not None:
-        models = [m for m in models if m.checkpoints[0].path.resolve() != Path(base).resolve()]
+        given = _identity(as_location(base))
+        models = [m for m in models if _identity(m.checkpoints[0].path) != given]
     if not trained:
         if len(models) > 1:
             find_checkpoints(path)  # says that no step of theirs is known
         trained, models = models or found, []
-    target = Path(out) if out is not None else Path("runs") / path.resolve().name
+    target = Path(out) if out is not None else Path("runs") / name_of(path)
     jobs = []
     beside = [model.checkpoints[0].path for model in models]
     for series in trained:
@@ -248,11 +253,19 @@ def _series_jobs(
         w_0 = find_base(base, series.checkpoints, path, near)
         run = Run(target if len(trained) == 1 else target / series.name)
         jobs.append(_job(run, series.checkpoints, w_0, modules))
-    used = {job.base.path.resolve() for job in jobs}
+    used = {_identity(job.base.path) for job in jobs}
     for model in beside:
-        if model.resolve() not in used:
+        if _identity(model) not in used:
             logger.warning("%s has no step and is nobody's base: it is left out.", model)
     return jobs
+
+
+def _listed(paths: Path | str | Sequence[Path | str]) -> Sequence[Path | str]:
+    return [paths] if isinstance(paths, str) or not isinstance(paths, Sequence) else paths
+
+
+def _identity(path: Path) -> str:
+    return str(path) if is_remote(path) else str(path.resolve())
 
 
 def _job(
@@ -294,7 +307,8 @@ class _Writer:
 
 def _recorded_runs(path: Path) -> list[Run]:
     """Return the run that `path` is, or the runs below it, as far as they have snapshots."""
-    if not path.is_dir():
+    # Rows are written here: what is recorded elsewhere is read as any checkpoints are.
+    if is_remote(path) or not path.is_dir():
         return []
     return [run for run in find_runs(path) if (run.snapshots_path / BASE_FILE).is_file()]
 
@@ -312,7 +326,12 @@ def _describe(
     run.update_settings(
         method="+".join(methods),
         modules=list(modules),
-        base={"name": str(base.path), "fingerprint": base.fingerprint},
+        base={
+            "name": str(base.path),
+            "fingerprint": base.fingerprint,
+            # A quantisation's name, such as "q4_0", where W_0 is what that stands for.
+            "dtypes": sorted({m.dtype for m in base.matrices}),
+        },
         checkpoints=[str(c.path) for c in checkpoints],
         state="finished",
     )

@@ -88,7 +88,7 @@ def test_every_dtype_is_read_as_it_was_saved(dtype: torch.dtype, tmp_path: Path)
         ({"a": 1, "optimizer": {"state": {"a": {"exp_avg": 1}}}}, {"a"}),
         ({"network": {"a": 1}}, {"network.a"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_only_the_models_tensors_count(
     state: dict[str, Any], names: set[str], tmp_path: Path
