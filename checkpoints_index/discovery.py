@@ -29,6 +29,7 @@ from checkpoints_index.index import (
     searched,
 )
 from checkpoints_index.matrices import Checkpoint
+from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import open_whole_model
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
@@ -175,7 +176,8 @@ def open_model(path: Path | str) -> Checkpoint:
     FileNotFoundError
         If there is no such folder or file.
     CheckpointError
-        If it holds no whole weights.
+        If it holds no whole weights, or holds them quantised for a library that is not asked here:
+        which numbers are W_0 is then the user's choice. (The blocks of GGUF are read.)
     """
     root = as_location(path)
     if is_file(root):
@@ -183,7 +185,15 @@ def open_model(path: Path | str) -> Checkpoint:
             return Snapshot(root, "base")
     elif not is_remote(root) and not root.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give the base model's.")
-    return open_whole_model(root, step=0)
+    model = open_whole_model(root, step=0)
+    if isinstance(model, ModelCheckpoint) and model.quantisation is not None:
+        raise CheckpointError(
+            f"{path} holds quantised weights ({model.quantisation}), and W_0 may be either of two: "
+            "the 16-bit weights that they were made from, or the numbers that they stand for. "
+            "Choose with --base: the folder or hub id of the 16-bit model; or a folder to which "
+            "Transformers has saved this one after model.dequantize()."
+        )
+    return model
 
 
 def _name_of_its_own(series: Series, is_shared: bool, taken: Collection[str]) -> str:

@@ -75,6 +75,14 @@ class ModelCheckpoint:
         return f"{self.store.fingerprint},config:{digest[:16]}"
 
     @property
+    def quantisation(self) -> str | None:
+        """The method by which weights were quantised that are not read here, such as ``"fp8"``."""
+        settings = self.config.get("quantization_config")
+        if not isinstance(settings, Mapping):
+            return None
+        return str(settings.get("quant_method", "unknown"))
+
+    @property
     def base(self) -> str | None:
         """Whole weights name no base: ``_name_or_path`` is where a model was last loaded from."""
         return None

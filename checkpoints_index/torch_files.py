@@ -14,6 +14,7 @@ from checkpoints_index.byte_files import ByteFile, inside, open_bytes, row_run, 
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
+from checkpoints_index.pickle_bounds import check_pickle
 from checkpoints_index.readers import Candidate
 from checkpoints_index.shards import SHARD, ShardedStore, shard_candidate, with_config
 from checkpoints_index.tensors import StoredTensor, TensorStore
@@ -24,6 +25,8 @@ MODEL_INDEX = "pytorch_model.bin.index.json"
 
 # Older files are one stream that must be loaded as a whole.
 _MAX_LEGACY = 2**30
+# They begin with this number as a pickle, then have four others before the tensors' numbers.
+_LEGACY, _LEGACY_WITHIN, _LEGACY_PICKLES = b"l\xfc\x9cF\xf9 j\xa8P\x19.", 32, 5
 # Under which keys trainers put a model's weights, beside optimizers and counters.
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 
@@ -125,7 +128,20 @@ def _load_legacy(file: ByteFile) -> Any:
             f"and more than 1 GiB ({file.size} bytes), or is no PyTorch file. Load and save it "
             "with a newer PyTorch."
         )
-    return load_plain(io.BytesIO(file.read(0, file.size)), file.path, "cpu")
+    if _LEGACY not in file.read(0, min(file.size, _LEGACY_WITHIN)):
+        raise CheckpointError(
+            f"{file.path} must be a file of PyTorch's, but does not begin as one."
+        )
+    content = file.read(0, file.size)
+    at = 0
+    try:
+        for _ in range(_LEGACY_PICKLES):
+            at = check_pickle(content, at)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file.path} is a PyTorch file that would take for ever to load ({error})."
+        ) from error
+    return load_plain(io.BytesIO(content), file.path, "cpu")
 
 
 def _named_tensors(loaded: Any) -> Iterator[tuple[str, Tensor]]:

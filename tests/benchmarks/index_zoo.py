@@ -30,6 +30,14 @@ from checkpoints_index import CheckpointError, find_series, open_model
 MODULES = ("q_proj", "v_proj")
 STEPS = 3
 RANK = 8
+# The peak is the process's own: what the parent had before it started another does not count.
+_COMMAND = """
+from spectra.cli import main
+code = main()
+lines = open("/proc/self/status").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+raise SystemExit(code)
+"""
 # Beside an adapter: what PEFT merges it to.
 KEPT = "merged.kept"
 
@@ -151,12 +159,7 @@ def measure(name: str, arguments: list[str], environment: dict[str, str]) -> Non
     """Run `spectra` in a process of its own; print its time, peak of memory and last line."""
     start = time.perf_counter()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "from spectra.cli import main; raise SystemExit(main())",
-            *arguments,
-        ],
+        [sys.executable, "-c", _COMMAND, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -164,11 +167,10 @@ def measure(name: str, arguments: list[str], environment: dict[str, str]) -> Non
     )
     assert process.stdout is not None
     told = process.stdout.read().strip()
-    _, status, usage = os.wait4(process.pid, 0)
+    assert process.wait() == 0, arguments
     seconds = time.perf_counter() - start
-    assert status == 0, arguments
-    peak = usage.ru_maxrss / 1024
-    print(f"{name}: {seconds:.2f} s, peak {peak:.0f} MiB; {told.splitlines()[-1]}", flush=True)
+    *_, last, peak = told.splitlines()
+    print(f"{name}: {seconds:.2f} s, peak {int(peak) // 1024} MiB; {last.strip()}", flush=True)
 
 
 if __name__ == "__main__":

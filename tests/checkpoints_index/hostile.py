@@ -59,3 +59,21 @@ def as_archive(description: bytes) -> bytes:
         archive.writestr("archive/version", "3\n")
         archive.writestr("archive/data/0", bytes(64))
     return stream.getvalue()
+
+
+def nested(levels: int) -> bytes:
+    """Return the operations that make a tuple of twice the one before, so many times."""
+    made = b")q\x00"
+    for i in range(levels):
+        made += bytes([0x68, i, 0x68, i, 0x86, 0x71, i + 1])
+    return made
+
+
+def nested_key(levels: int) -> bytes:
+    """Return a pickle with that as a key, which takes for ever to hash."""
+    return b"\x80\x02" + nested(levels) + b"}h" + bytes([levels]) + b"K\x01s."
+
+
+def nested_call(levels: int) -> bytes:
+    """Return a pickle that calls that, which takes for ever to say."""
+    return b"\x80\x02" + nested(levels) + b")R."

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from checkpoints_index import CheckpointError
 from checkpoints_index.distributed_files import DistributedFolder
-from tests.checkpoints_index.hostile import hostile_pickles
+from tests.checkpoints_index.hostile import hostile_pickles, nested_key
 from tests.checkpoints_index.model_formats import save_distributed
 from tests.checkpoints_index.test_safetensors_files import DTYPES
 from tests.helpers import gaussian
@@ -137,6 +138,15 @@ def test_hostile_descriptions_are_refused_and_never_run(folder: Path, tmp_path: 
         assert not marker.exists(), name
 
 
+def test_what_could_never_be_hashed_is_refused_at_once(folder: Path) -> None:
+    start = time.process_time()
+    for levels in (30, 100, 250):
+        (folder / ".metadata").write_bytes(nested_key(levels))
+        with pytest.raises(CheckpointError, match="tuples with more than 100 parts"):
+            DistributedFolder(folder)
+    assert time.process_time() - start < 1
+
+
 def test_hostile_chunks_are_refused_and_never_run(folder: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     content = hostile_pickles(marker)["os.system, protocol 2"]
@@ -234,5 +244,5 @@ def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
 def test_a_short_file_is_named_when_it_is_opened(folder: Path) -> None:
     file = max(folder.glob("*.distcp"), key=lambda f: f.stat().st_size)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=rf"{file.name} ends before a chunk"):
+    with pytest.raises(CheckpointError, match=rf"{file.name} is shorter than it says"):
         DistributedFolder(folder)
