@@ -17,6 +17,7 @@ import struct
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,6 +123,11 @@ class Archive:
                 for i in copy.infolist()
             }
         self._description = b""
+        if not tells_places():
+            raise CheckpointError(
+                f"{self._file.path}: to read PyTorch files in parts takes torch 2.7 or newer, this "
+                f"is {torch.__version__}. Upgrade torch, or save the weights as safetensors."
+            )
         return load_plain(empty, self._file.path, "meta")
 
     def find(self, tensor: Tensor) -> TensorPlace | None:
@@ -242,6 +248,16 @@ class Archive:
             f"{self._file.path} is not a whole PyTorch file ({reason:.500}). It may be truncated; "
             "copy or write it again."
         )
+
+
+@cache
+def tells_places() -> bool:
+    """Whether this version of torch notes where in a file the numbers of a storage are."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    loaded = torch.load(file, map_location="meta", weights_only=True)
+    return getattr(loaded.untyped_storage(), "_checkpoint_offset", None) is not None
 
 
 def _record(entry: zipfile.ZipInfo) -> _Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,9 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from checkpoints_index import CheckpointError, build_index
+from spectra.analysis import analyze
 from spectra.analysis.bases import find_base
-from tests.helpers import tiny_model_folder
+from spectra.store import Run
+from tests.helpers import lora, shake, tiny_llama, tiny_model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +107,30 @@ def test_what_cannot_be_told_is_refused(
 def test_a_base_that_is_nowhere_is_named(base: str) -> None:
     with pytest.raises(FileNotFoundError, match="The base .* Give its folder with --base"):
         find_base(None, adapters(base), Path("all"), [Path("first"), Path("second")])
+
+
+def test_of_a_quantised_base_the_choice_is_the_users(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    named = shutil.copytree(base, tmp_path / "base-4bit")
+    # As bitsandbytes leaves it: bytes with their scales, and the method in the configuration.
+    tensors = load_file(named / "model.safetensors")
+    for name in [n for n in tensors if "_proj" in n]:
+        tensors[f"{name}.absmax"] = torch.ones(tensors[name].numel() // 64 + 1)
+        tensors[name] = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
+    save_file(tensors, named / "model.safetensors")
+    config = json.loads((named / "config.json").read_text())
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (named / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    model = lora(tiny_llama())
+    shake(model)
+    model.peft_config["default"].base_model_name_or_path = str(named)
+    model.save_pretrained(tmp_path / "adapter" / "checkpoint-5")
+    both = r"quantised weights \(bitsandbytes\).* 16-bit weights .* or the numbers .*--base"
+    with pytest.raises(CheckpointError, match=both):
+        analyze(tmp_path / "adapter", out="run")
+    rows = analyze(tmp_path / "adapter", base=base, out="run")
+    assert set(rows["step"]) == {0, 5}
+    described = Run("run").read_settings()["base"]
+    assert (described["name"], described["dtypes"]) == (str(base), ["float32"])
+    # In an index, it is what it is, and hides nothing else.
+    assert {e.state for e in build_index(tmp_path).entries} == {"complete"}

@@ -259,3 +259,12 @@ def test_truncated_archives_say_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IncompleteCheckpointError, match="is shorter than it says"):
         TorchFile(path)
+
+
+def test_a_torch_that_does_not_tell_places_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved({"w": torch.zeros(2, 2)}, tmp_path)
+    monkeypatch.setattr("checkpoints_index.torch_archives.tells_places", lambda: False)
+    with pytest.raises(CheckpointError, match=r"takes torch 2\.7 or newer, this is 2"):
+        TorchFile(path)
