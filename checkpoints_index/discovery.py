@@ -32,6 +32,7 @@ from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import open_whole_model
 from checkpoints_index.placing import Placed, place
+from checkpoints_index.readers import Candidate
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,8 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
         If a checkpoint is broken, none is complete, or the steps of one series are missing or
         ambiguous.
     """
-    index = build_index(as_location(path))
+    known: dict[Candidate, Checkpoint] = {}
+    index = build_index(path, opened=known)
     if not index.series:
         raise FileNotFoundError(nothing_in(path))
     count = Counter(series.name for series in index.series)
@@ -139,7 +141,7 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
             raise CheckpointError(series.problem)
         whole = [entry for entry in series.entries if entry.state == "complete"]
         if whole:
-            opened = [open_candidate(e.candidate, e.step_or_lone) for e in whole]
+            opened = [known[entry.candidate] for entry in whole]
             is_adapter = whole[0].format == ADAPTER_FORMAT
             has_steps = any(entry.step is not None for entry in whole)
             name = _name_of_its_own(series, count[series.name] > 1, taken)

@@ -16,7 +16,7 @@ from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
 from checkpoints_index.formats import SNAPSHOTS
 from checkpoints_index.growing import open_candidate
 from checkpoints_index.index_store import IndexStore
-from checkpoints_index.matrices import Matrix
+from checkpoints_index.matrices import Checkpoint, Matrix
 from checkpoints_index.model_readers import LOOKED_FOR
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.readers import Candidate
@@ -128,7 +128,11 @@ class Index:
         return [entry for series in self.series for entry in series.entries]
 
 
-def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
+def build_index(
+    path: Path | str,
+    store: IndexStore | None = None,
+    opened: dict[Candidate, Checkpoint] | None = None,
+) -> Index:
     """Describe the checkpoints in a folder and below it; headers are read, weights never.
 
     Parameters
@@ -138,6 +142,8 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
     store : IndexStore, optional
         Where the index of a folder of this machine is kept between calls. Only what changed since
         is read again.
+    opened : dict of Candidate to Checkpoint, optional
+        Where what had to be opened is left, so that its headers need not be read again.
 
     Raises
     ------
@@ -154,7 +160,7 @@ def build_index(path: Path | str, store: IndexStore | None = None) -> Index:
         shared: dict[tuple[Matrix, ...], tuple[Matrix, ...]] = {}
         entries = []
         for placed in place(root, folders):
-            entry, found = _entry(placed, shared)
+            entry, found = _entry(placed, shared, opened)
             described[id(placed.found)] = found
             entries.append((entry, placed.is_named))
         if kept:
@@ -211,7 +217,9 @@ def as_location(text: Path | str) -> Path:
 
 
 def _entry(
-    placed: Placed, shared: dict[tuple[Matrix, ...], tuple[Matrix, ...]]
+    placed: Placed,
+    shared: dict[tuple[Matrix, ...], tuple[Matrix, ...]],
+    opened: dict[Candidate, Checkpoint] | None,
 ) -> tuple[Entry, Found]:
     """Describe one checkpoint, opening it where its files are not known."""
     found = placed.found
@@ -221,9 +229,14 @@ def _entry(
     problem = ""
     if details is None:
         try:
-            opened = open_candidate(candidate, LONE_STEP if placed.step is None else placed.step)
-            matrices = tuple(opened.matrices)
-            details = Details(opened.method, opened.base, shared.setdefault(matrices, matrices))
+            checkpoint = open_candidate(
+                candidate, LONE_STEP if placed.step is None else placed.step
+            )
+            if opened is not None:
+                opened[candidate] = checkpoint
+            matrices = tuple(checkpoint.matrices)
+            matrices = shared.setdefault(matrices, matrices)
+            details = Details(checkpoint.method, checkpoint.base, matrices)
             found = replace(found, details=details)
         except IncompleteCheckpointError as error:
             state, problem = "incomplete", str(error)

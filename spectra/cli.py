@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from spectra import load
 
@@ -96,18 +96,19 @@ def _index(options: argparse.Namespace) -> None:
         print(json.dumps(as_objects(index), indent=2))
         for note in index.notes:
             print(printable(note), file=sys.stderr)
+        _tell_bytes_read(sys.stderr)
         return
     for line in as_table(index):
         print(line)
-    _tell_bytes_read()
+    _tell_bytes_read(sys.stdout)
 
 
-def _tell_bytes_read() -> None:
+def _tell_bytes_read(where: TextIO) -> None:
     from checkpoints_index import bytes_read
     from spectra.listing import in_units
 
     if read := bytes_read():
-        print(f"Read {read:,} bytes of remote files ({in_units(read)}).")
+        print(f"Read {read:,} bytes of remote files ({in_units(read)}).", file=where)
 
 
 def _analyze(options: argparse.Namespace) -> None:
@@ -123,6 +124,7 @@ def _analyze(options: argparse.Namespace) -> None:
     }
     if options.dry_run:
         print(estimate(options.paths, **chosen))
+        _tell_bytes_read(sys.stdout)
         return
     drift = analyze(
         options.paths,
@@ -138,7 +140,7 @@ def _analyze(options: argparse.Namespace) -> None:
     )
     if failed:
         print(f"{failed} of them could not be decomposed; they are marked solver = none.")
-    _tell_bytes_read()
+    _tell_bytes_read(sys.stdout)
 
 
 def _plot(options: argparse.Namespace) -> None:

@@ -228,7 +228,7 @@ def _jobs(
     checkpoints = [c for p in given for c in find_checkpoints(p)]
     refuse_shared_steps(checkpoints)
     run = Run(out if out is not None else Path("runs") / name_of(given[0]))
-    yield _job(run, checkpoints, find_base(base, checkpoints), modules)
+    yield _job(run, checkpoints, open_model(find_base(base, checkpoints)), modules)
 
 
 def _series_jobs(
@@ -247,12 +247,15 @@ def _series_jobs(
         trained, models = models or found, []
     target = Path(out) if out is not None else Path("runs") / name_of(path)
     jobs = []
+    bases: dict[Path, Checkpoint] = {}
     beside = [model.checkpoints[0].path for model in models]
     for series in trained:
         near = beside if series.is_adapter else []
         w_0 = find_base(base, series.checkpoints, path, near)
         run = Run(target if len(trained) == 1 else target / series.name)
-        jobs.append(_job(run, series.checkpoints, w_0, modules))
+        if w_0 not in bases:
+            bases[w_0] = open_model(w_0)
+        jobs.append(_job(run, series.checkpoints, bases[w_0], modules))
     used = {_identity(job.base.path) for job in jobs}
     for model in beside:
         if _identity(model) not in used:
@@ -269,16 +272,15 @@ def _identity(path: Path) -> str:
 
 
 def _job(
-    run: Run, checkpoints: Sequence[Checkpoint], base: Path, modules: Sequence[str] | None
+    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str] | None
 ) -> _Job:
     if (run.snapshots_path / BASE_FILE).is_file():
         raise ValueError(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
-    base_model = open_model(base)
-    bound = [checkpoint.bind(base_model) for checkpoint in checkpoints]
-    return _Job(run, bound, base_model, modules or DEFAULT_MODULES, recorded=False)
+    bound = [checkpoint.bind(base) for checkpoint in checkpoints]
+    return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
 
 
 class _Writer:

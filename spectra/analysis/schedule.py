@@ -15,7 +15,7 @@ import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from checkpoints_index import add_bytes_read, counting_bytes
+from checkpoints_index import Weight, add_bytes_read, counting_bytes
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import available_cores, step_cost, worker_bytes
 from spectra.analysis.plan import StaleStep, Task
@@ -222,7 +222,8 @@ def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Row
             "source": stale.source,
         }
         spectrum: Row = {}
-        weight = stale.checkpoint.read(stale.matrix)
+        # The base's own step is not read a second time.
+        weight = Weight(dense=w_0) if stale.is_base else stale.checkpoint.read(stale.matrix)
         try:
             drift, spectrum = base.drift(weight, stale.matrix.dtype)
         except _UNDECOMPOSABLE as error:

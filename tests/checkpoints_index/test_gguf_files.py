@@ -271,5 +271,8 @@ WRONG: dict[str, bytes] = {
 def test_what_is_no_whole_file_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(WRONG[name])
-    with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} is not a whole GGUF file"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{re.escape(str(path))} is (not a whole GGUF file|shorter than it says)",
+    ):
         GgufModel([path])
