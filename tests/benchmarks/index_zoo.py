@@ -6,7 +6,7 @@ that tells its peak of resident memory. W_t of the first and the last layer is c
 PEFT's own merge.
 
     python -m tests.benchmarks.index_zoo                           # a minute on 2 cores
-    python -m tests.benchmarks.index_zoo --model SmolLM2-135M      # some twenty minutes on 2 cores
+    python -m tests.benchmarks.index_zoo --model SmolLM2-135M      # two minutes on 2 idle cores
 """
 
 from __future__ import annotations
