@@ -1,62 +1,156 @@
-"""From a folder to an ordered list of checkpoints."""
+"""From a folder to its checkpoints, opened and in order."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import defaultdict
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from checkpoints_index.adapters import AdapterFolder, is_adapter_folder
-from checkpoints_index.errors import CheckpointError
+from checkpoints_index.byte_files import has_file, is_file, is_remote, names_in
+from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
+from checkpoints_index.formats import (
+    ADAPTER_FORMAT,
+    SNAPSHOT_NAME,
+    SNAPSHOTS,
+    method_of_run,
+    refuse_foreign_base,
+)
+from checkpoints_index.growing import UNFINISHED, open_candidate
+from checkpoints_index.index import (
+    LONE_STEP,
+    Series,
+    ambiguity,
+    as_location,
+    build_index,
+    nothing_in,
+    searched,
+)
 from checkpoints_index.matrices import Checkpoint
-from checkpoints_index.safetensors_files import ModelFolder, is_model_folder
+from checkpoints_index.model_folders import ModelCheckpoint
+from checkpoints_index.model_readers import open_whole_model
+from checkpoints_index.placing import Placed, place
+from checkpoints_index.readers import Candidate
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 
-# A lone checkpoint whose step nobody wrote down counts as one step from its base.
-_LONE_STEP = 1
-_STEP_IN_NAME = re.compile(r"^(?:checkpoint|global_?step|step|iter)[-_]?(\d+)$")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointSeries:
+    """The checkpoints of one training, opened.
+
+    Attributes
+    ----------
+    name : str
+        Its folder relative to where it was looked for, or its repository on the hub; with the
+        method where another series has the same.
+    checkpoints : sequence of Checkpoint
+        In order of their steps.
+    is_adapter : bool
+        Whether they are adapters, which need a base to be read.
+    has_steps : bool
+        Whether anything says their steps. A lone model of which nothing does may be a base.
+    """
+
+    name: str
+    checkpoints: Sequence[Checkpoint]
+    is_adapter: bool
+    has_steps: bool
 
 
 def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     """Return the checkpoints in a folder and below it, ordered by step; headers only are read.
 
-    A folder of snapshots (or the run that has one) gives its snapshots. Elsewhere model folders
-    and PEFT adapters are found, with steps from ``trainer_state.json`` or from names such as
-    ``checkpoint-500``.
+    A folder of snapshots (or the run that has one) gives its snapshots. Elsewhere all formats are
+    found, with steps from ``trainer_state.json``, from names such as ``checkpoint-500``, or from
+    revisions in the hub's cache. One that is still being written is left out with a warning.
 
     Parameters
     ----------
     path : Path or str
-        A run, a checkpoint's folder, or a folder of them.
+        A run, a checkpoint's folder or file, or a folder of them.
 
     Raises
     ------
     FileNotFoundError
         If `path` does not exist or holds no checkpoint.
     CheckpointError
-        If a checkpoint is broken, or steps are missing or ambiguous.
+        If a checkpoint is broken, none is complete, or steps are missing or ambiguous.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder. Give one that holds checkpoints.")
-    for snapshots in (path / "snapshots", path):
-        if (snapshots / BASE_FILE).is_file():
-            return find_snapshots(snapshots)
-    folders = [p for p in [path, *sorted(path.rglob("*"))] if _holds_weights(p)]
-    # A trainer's output often ends with the last checkpoint's weights once more, at its top.
-    inner = [p for p in folders if p != path]
-    chosen = inner or folders
+    root = as_location(path)
+    if not is_file(root):
+        for snapshots in (root / SNAPSHOTS, root):
+            if has_file(snapshots / BASE_FILE):
+                return find_snapshots(snapshots)
+    placed = place(root.parent if is_file(root) else root, searched(root))
+    # A trainer's output often ends with the last checkpoint's weights once more, at its top; or
+    # the base lies there.
+    inner = [p for p in placed if p.found.candidate.path != root]
+    chosen = [p for p in placed if p.step is not None or p in inner] if inner else placed
     if not chosen:
-        raise FileNotFoundError(
-            f"No checkpoint in {path}: looked for model.safetensors, model.safetensors.index.json, "
-            "adapter_config.json and snapshots/base.safetensors. Give the folder that holds one."
-        )
-    steps = {p: _step(p) for p in chosen}
-    if len(chosen) == 1 and steps[chosen[0]] is None:
-        steps[chosen[0]] = _LONE_STEP
-    _refuse_ambiguous(steps)
-    return sorted((_open(p, step) for p, step in steps.items() if step is not None), key=_by_step)
+        raise FileNotFoundError(nothing_in(path))
+    steps = {p.found.candidate.path: p.step for p in chosen if not _is_unfinished(p)}
+    if len(steps) > 1 and (problem := ambiguity(steps)):
+        raise CheckpointError(problem)
+    found: list[Checkpoint] = []
+    left: list[IncompleteCheckpointError] = []
+    for p in chosen:
+        try:
+            step = LONE_STEP if p.step is None else p.step
+            found.append(open_candidate(p.found.candidate, step))
+        except IncompleteCheckpointError as error:
+            left.append(error)
+    if not found:
+        raise left[0]
+    _tell_left(left)
+    return sorted(found, key=_by_step)
+
+
+def find_series(path: Path | str) -> list[CheckpointSeries]:
+    """Return the trainings in a folder and below it, each with its checkpoints in order.
+
+    Parameters
+    ----------
+    path : Path or str
+        The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist or holds no checkpoint.
+    CheckpointError
+        If a checkpoint is broken, none is complete, or the steps of one series are missing or
+        ambiguous.
+    """
+    known: dict[Candidate, Checkpoint] = {}
+    index = build_index(path, opened=known)
+    if not index.series:
+        raise FileNotFoundError(nothing_in(path))
+    count = Counter(series.name for series in index.series)
+    taken: set[str] = set()
+    found: list[CheckpointSeries] = []
+    left = [IncompleteCheckpointError(e.problem) for e in index.entries if e.state == "incomplete"]
+    for series in index.series:
+        for entry in series.entries:
+            if entry.state == "broken":
+                raise CheckpointError(entry.problem)
+        if series.problem:
+            raise CheckpointError(series.problem)
+        whole = [entry for entry in series.entries if entry.state == "complete"]
+        if whole:
+            opened = [known[entry.candidate] for entry in whole]
+            is_adapter = whole[0].format == ADAPTER_FORMAT
+            has_steps = any(entry.step is not None for entry in whole)
+            name = _name_of_its_own(series, count[series.name] > 1, taken)
+            taken.add(name)
+            found.append(CheckpointSeries(name, opened, is_adapter, has_steps))
+    if not found:
+        raise left[0]
+    _tell_left(left)
+    return found
 
 
 def find_snapshots(folder: Path) -> list[Checkpoint]:
@@ -67,76 +161,58 @@ def find_snapshots(folder: Path) -> list[Checkpoint]:
     CheckpointError
         If one is broken, or was recorded on another base than the one beside it.
     """
-    try:
-        method = str(json.loads((folder.parent / "run.json").read_text("utf-8"))["method"])
-    except (OSError, ValueError, KeyError, TypeError):
-        method = "unknown"
+    method = method_of_run(folder.parent)
     base = Snapshot(folder / BASE_FILE)
-    found = [Snapshot(file, method) for file in sorted(folder.glob("step-*.safetensors"))]
+    names = sorted(filter(SNAPSHOT_NAME.fullmatch, names_in(folder)))
+    found = [Snapshot(folder / name, method) for name in names]
     for snapshot in found:
-        if snapshot.base_id != base.id:
-            raise CheckpointError(
-                f"{snapshot.path} was recorded on another base than {base.path}. Bring back the "
-                "run's own base.safetensors."
-            )
+        refuse_foreign_base(snapshot, base)
     return sorted(found, key=_by_step)
 
 
 def open_model(path: Path | str) -> Checkpoint:
-    """Open a base: a model folder, or the ``base.safetensors`` of a run.
+    """Open a base: whole weights in any format, or the ``base.safetensors`` of a run.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder or file.
     CheckpointError
-        If it holds no whole weights.
+        If it holds no whole weights, or holds them quantised for a library that is not asked here:
+        which numbers are W_0 is then the user's choice. (The blocks of GGUF are read.)
     """
-    path = Path(path)
-    if path.is_file() and path.name == BASE_FILE:
-        return Snapshot(path, "base")
-    if not path.is_dir():
+    root = as_location(path)
+    if is_file(root):
+        if root.name == BASE_FILE:
+            return Snapshot(root, "base")
+    elif not is_remote(root) and not root.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give the base model's.")
-    if not is_model_folder(path):
+    model = open_whole_model(root, step=0)
+    if isinstance(model, ModelCheckpoint) and model.quantisation is not None:
         raise CheckpointError(
-            f"{path} holds no base model: looked for model.safetensors and "
-            "model.safetensors.index.json."
+            f"{path} holds quantised weights ({model.quantisation}), and W_0 may be either of two: "
+            "the 16-bit weights that they were made from, or the numbers that they stand for. "
+            "Choose with --base: the folder or hub id of the 16-bit model; or a folder to which "
+            "Transformers has saved this one after model.dequantize()."
         )
-    return ModelFolder(path, step=0)
+    return model
 
 
-def _holds_weights(path: Path) -> bool:
-    return path.is_dir() and (is_model_folder(path) or is_adapter_folder(path))
+def _name_of_its_own(series: Series, is_shared: bool, taken: Collection[str]) -> str:
+    name = f"{series.name}-{series.method}" if is_shared and series.method else series.name
+    numbers = (f"{name}-{i}" for i in range(2, len(taken) + 3))
+    return next(n for n in chain([name], numbers) if n not in taken)
 
 
-def _open(path: Path, step: int) -> Checkpoint:
-    return AdapterFolder(path, step) if is_adapter_folder(path) else ModelFolder(path, step)
+def _is_unfinished(placed: Placed) -> bool:
+    candidate = placed.found.candidate
+    return bool(candidate.missing) or candidate.format == UNFINISHED
+
+
+def _tell_left(left: Sequence[IncompleteCheckpointError]) -> None:
+    for error in left:
+        logger.warning("Left for the next time: %s", error)
 
 
 def _by_step(checkpoint: Checkpoint) -> int:
     return checkpoint.step
-
-
-def _step(path: Path) -> int | None:
-    try:
-        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        return int(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        match = _STEP_IN_NAME.match(path.name)
-        return int(match.group(1)) if match else None
-
-
-def _refuse_ambiguous(steps: dict[Path, int | None]) -> None:
-    unknown = [p for p, step in steps.items() if step is None]
-    if unknown:
-        raise CheckpointError(
-            f"{len(unknown)} of {len(steps)} checkpoints have no step, e.g. {unknown[0]}: it has "
-            "no trainer_state.json and no name like checkpoint-500. Rename them, or give one alone."
-        )
-    by_step = defaultdict(list)
-    for path, step in steps.items():
-        by_step[step].append(path)
-    for step, paths in by_step.items():
-        if len(paths) > 1:
-            listed = ", ".join(map(str, paths))
-            raise CheckpointError(f"Step {step} stands for {len(paths)} checkpoints: {listed}.")

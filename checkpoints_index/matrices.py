@@ -22,6 +22,15 @@ _WRAPPERS = {
 }
 _PEFT_PREFIX = "base_model.model."
 
+ALL_LINEAR = "all-linear"
+"""The pattern for every linear layer, as PEFT spells it."""
+
+_NOT_LINEAR = re.compile(
+    r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
+    r"|embed_(tokens|positions|in|out|sum|avg)|pos_embed|rel_pos_[hw]|positions?|inv_freq|codebook"
+    r"|scale|lm_heads?)$|^(shared|d)$|_log$|^time_(mix|decay|first|maa|faaaa)"
+)
+
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -42,7 +51,8 @@ class Matrix:
     layer : int
         Index of the transformer layer, from the path.
     module : str
-        Last part of the path, such as ``"q_proj"``.
+        Last part of the path, such as ``"q_proj"``; with what tells it apart where a layer of the
+        checkpoint has several, such as ``"decoder.EncDecAttention.q"``.
     shape : tuple of int
         (out_features, in_features).
     dtype : str
@@ -83,15 +93,19 @@ class Weight:
     dense : Tensor of shape (m, n), optional
         W_t as stored.
     update : pair of Tensor of shape (m, q) and (q, n), float64, optional
-        Factors B, A with W_t = W_0 + B A, scaling included. Both `dense` and `update` are
-        ``None`` where W_t is exactly W_0.
+        Factors B, A with W_t = W_0 + B A, scaling included. Where W_t is exactly W_0, all of
+        `dense`, `update` and `delta` are ``None``.
     factors : TrainedFactors, optional
         The trained SVD factors behind the update, where the method has them.
+    delta : Tensor of shape (m, n), float64, optional
+        W_t − W_0 of an adapter whose update has no low rank. Of `dense`, `update` and `delta` at
+        most one is given.
     """
 
     dense: Tensor | None = None
     update: tuple[Tensor, Tensor] | None = None
     factors: TrainedFactors | None = None
+    delta: Tensor | None = None
 
     def on(self, w_0: Tensor) -> Tensor:
         """Return W_t in float64, given W_0 of the same shape.
@@ -105,6 +119,8 @@ class Weight:
         if self.dense is not None:
             return self.dense.double()
         base = w_0.double()
+        if self.delta is not None:
+            return base + self.delta
         return base if self.update is None else base + self.update[0] @ self.update[1]
 
     def require_shape(self, w_0: Tensor) -> None:
@@ -112,6 +128,8 @@ class Weight:
         shape = tuple(w_0.shape)
         if self.dense is not None:
             shape = tuple(self.dense.shape)
+        elif self.delta is not None:
+            shape = tuple(self.delta.shape)
         elif self.update is not None:
             shape = (self.update[0].shape[0], self.update[1].shape[1])
         if shape != tuple(w_0.shape):
@@ -131,6 +149,7 @@ class Weight:
         # An update from trained factors follows from these and the base.
         tensors = [] if self.dense is None else [self.dense]
         tensors += self.update or ()
+        tensors += [] if self.delta is None else [self.delta]
         if self.factors is not None:
             tensors += [self.factors.u, self.factors.s, self.factors.vh]
         return tensors
@@ -169,6 +188,19 @@ class Checkpoint(Protocol):
         """Which base the checkpoint names: a folder or a hub id."""
         ...
 
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return the checkpoint as seen on its base.
+
+        An adapter's layers become the base's logical matrices (the parts of a fused layer), and
+        what needs W_0 to be merged gets it from there; whole weights are as they are.
+
+        Raises
+        ------
+        CheckpointError
+            If the base lacks a layer that the adapter changes, or cannot be the adapter's base.
+        """
+        ...
+
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix and nothing else; raises `CheckpointError` where the file is broken."""
         ...
@@ -182,28 +214,72 @@ def clean_name(parameter: str) -> str:
     >>> clean_name("_orig_mod.base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight")
     'model.layers.3.self_attn.q_proj'
     """
-    name = parameter.removesuffix(".weight")
+    name = parameter.removesuffix(".weight").replace(".modules_to_save.default", "")
     parts = [p for p in name.split(".") if p not in _WRAPPERS]
     return ".".join(parts).removeprefix(_PEFT_PREFIX)
+
+
+def is_number(part: str) -> bool:
+    """Whether a part of a path is the number of a layer, of an expert or of another list's item."""
+    # No model has a million layers; a longer number is part of a name, and could not be stored.
+    if not part.isdecimal() or len(part) > 6 or not part.isascii():
+        return False
+    return part == "0" or part[0] != "0"
 
 
 def locate(name: str) -> tuple[int, str] | None:
     """Return (layer, module) of a cleaned path, or ``None`` where it has no layer number.
 
+    The layer is the first number. The module is the last part of the path; where that is a number
+    (of a layer in a sequence), the name before it belongs to the module.
+
     Examples
     --------
     >>> locate("model.layers.12.self_attn.v_proj")
     (12, 'v_proj')
+    >>> locate("blocks.3.mlp.0")
+    (3, 'mlp.0')
     """
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    return (int(numbers[0]), name.rsplit(".", 1)[-1]) if numbers else None
+    parts = name.split(".")
+    first = next((i for i, part in enumerate(parts) if is_number(part)), None)
+    if first is None:
+        return None
+    named = [i for i, part in enumerate(parts) if not is_number(part)]
+    module = [part for i, part in enumerate(parts) if i >= max(named, default=0) and i != first]
+    return int(parts[first]), ".".join(module) or name
 
 
-def matches(name: str, patterns: Iterable[str] | None) -> bool:
+def is_linear(name: str) -> bool:
+    """Whether a cleaned path is that of a linear layer, as far as names tell.
+
+    Embeddings, heads over the vocabulary, norms, biases and tables of positions are not.
+
+    Examples
+    --------
+    >>> is_linear("encoder.block.0.layer.0.SelfAttention.q")
+    True
+    >>> is_linear("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+    False
+    """
+    named = [part for part in name.split(".") if not is_number(part)]
+    return bool(named) and _NOT_LINEAR.search(named[-1].lower()) is None
+
+
+def matches(name: str, patterns: Iterable[str] | None, module: str | None = None) -> bool:
     """Whether a layer's path fits one of `patterns`; ``None`` matches all.
 
     A pattern is a name or a glob for the last part of the path; one with a dot in it is for the
-    whole path.
+    whole path, or for the module's label where that tells more than the last part. The pattern
+    ``all-linear`` is for every linear layer.
+
+    Parameters
+    ----------
+    name : str
+        Cleaned path.
+    patterns : iterable of str, optional
+        Names and globs.
+    module : str, optional
+        `Matrix.module`, where it is known.
 
     Examples
     --------
@@ -211,10 +287,20 @@ def matches(name: str, patterns: Iterable[str] | None) -> bool:
     True
     >>> matches("vision_tower.layers.0.self_attn.q_proj", ["language_model.*.q_proj"])
     False
+    >>> matches("vision_tower.layers.0.self_attn.q_proj", ["vision_tower.*"], "vision_tower.q_proj")
+    True
     """
-    last = name.rsplit(".", 1)[-1]
-    return patterns is None or any(
-        fnmatch.fnmatchcase(name if "." in pattern else last, pattern) for pattern in patterns
+    if patterns is None:
+        return True
+    module = module or name
+    paths, lasts = (name, module), (name.rsplit(".", 1)[-1], module.rsplit(".", 1)[-1])
+    return any(
+        is_linear(name)
+        if pattern == ALL_LINEAR
+        else any(
+            fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts)
+        )
+        for pattern in patterns
     )
 
 

@@ -1,20 +1,68 @@
-"""Safetensors files and the model folders made of them, read one tensor at a time."""
+"""Safetensors files, read one tensor at a time.
+
+A file is the length of its header (8 bytes, little-endian), the header (a JSON object that maps
+names to dtype, shape and place), and the tensors' bytes, which the places must fill exactly.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
+from checkpoints_index.byte_files import (
+    ByteFile,
+    inside,
+    open_bytes,
+    parse_json,
+    read_tensor,
+    row_run,
+    too_short,
+)
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import DTYPES, Matrix, Weight, clean_name, locate
+from checkpoints_index.matrices import Checkpoint
+from checkpoints_index.model_folders import ModelCheckpoint, read_config
+from checkpoints_index.readers import Candidate
+from checkpoints_index.shards import ShardedStore, shard_candidate, with_config
+from checkpoints_index.tensors import StoredTensor, TensorStore
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
+
+# Describes 200,000 tensors. The safetensors library allows 100 MB, but hostile JSON of this length
+# already takes 2 s and 500 MiB to parse.
+_MAX_HEADER = 16 * 2**20
+_METADATA = "__metadata__"
+# torch's name and bits of each dtype of the format.
+_DTYPES = {
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F6_E2M3": ("float6_e2m3", 6),
+    "F6_E3M2": ("float6_e3m2", 6),
+    "F4": ("float4_e2m1", 4),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+    "C64": ("complex64", 64),
+}
 
 
 class TensorFile:
@@ -25,6 +73,15 @@ class TensorFile:
     path : Path
         The file.
 
+    Attributes
+    ----------
+    shapes : dict of str to tuple of int
+        Of all tensors.
+    dtypes : dict of str to str
+        By the format's own names, such as ``"BF16"``.
+    metadata : mapping of str to str
+        What the writer noted.
+
     Raises
     ------
     CheckpointError
@@ -33,27 +90,26 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            # "pt" would map the file as private memory, which the kernel refuses for files
-            # larger than the machine's.
-            with safe_open(path, framework="np") as file:
-                self.metadata: Mapping[str, str] = file.metadata() or {}
-                self.shapes: dict[str, tuple[int, ...]] = {}
-                self.dtypes: dict[str, str] = {}
-                for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
-                    piece = file.get_slice(name)
-                    self.shapes[name] = tuple(piece.get_shape())
-                    self.dtypes[name] = str(piece.get_dtype())
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} does not exist.") from error
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file ({error}). It may be truncated; copy or "
-                "write it again."
-            ) from error
+        self._file: ByteFile = open_bytes(path)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._offsets: dict[str, int] = {}
+        header = self._read_header()
+        self.metadata = self._checked_metadata(header.pop(_METADATA, {}))
+        self._check_places([self._add(name, entry) for name, entry in header.items()])
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor.
+    @cached_property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """All tensors, with torch's names of their dtypes."""
+        return {n: StoredTensor(s, _DTYPES[self.dtypes[n]][0]) for n, s in self.shapes.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """File name, size and time of change."""
+        return self._file.fingerprint
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Read one tensor, or a run of its rows.
 
         Raises
         ------
@@ -65,102 +121,108 @@ class TensorFile:
                 f"{self.path} has no tensor {name!r} ({len(self.shapes)} tensors, e.g. "
                 f"{next(iter(self.shapes), None)!r})."
             )
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} cannot be read ({error}).") from error
-
-    @property
-    def fingerprint(self) -> str:
-        """File name, size and time of change."""
-        status = self.path.stat()
-        return f"{self.path.name}:{status.st_size}:{status.st_mtime_ns}"
-
-
-class ModelFolder:
-    """A Hugging Face model folder with whole weights, in one safetensors file or in shards.
-
-    Parameters
-    ----------
-    path : Path
-        The folder, with ``model.safetensors`` or ``model.safetensors.index.json``.
-    step : int
-        The optimizer step it belongs to.
-
-    Raises
-    ------
-    CheckpointError
-        If a file is missing or broken.
-    """
-
-    method = "full-ft"
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self.step = step
-        self._files: dict[str, tuple[TensorFile, str]] = {}
-        self.matrices: tuple[Matrix, ...] = ()
-        matrices = []
-        for file in self._open_files():
-            for name, shape in file.shapes.items():
-                place = locate(clean_name(name))
-                if len(shape) == 2 and place and file.dtypes[name] in DTYPES:
-                    matrix = Matrix(
-                        clean_name(name), *place, (shape[0], shape[1]), DTYPES[file.dtypes[name]]
-                    )
-                    matrices.append(matrix)
-                    self._files[matrix.name] = (file, name)
-        self.matrices = tuple(matrices)
-
-    def _open_files(self) -> list[TensorFile]:
-        index = self.path / MODEL_INDEX
-        if not index.is_file():
-            return [TensorFile(self.path / MODEL_FILE)]
-        weight_map = read_json(index).get("weight_map")
-        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        shape, (dtype_name, _) = self.shapes[name], _DTYPES[self.dtypes[name]]
+        dtype = getattr(torch, dtype_name, None)
+        if not isinstance(dtype, torch.dtype):
             raise CheckpointError(
-                f"{index} must map tensors to file names in its own folder under 'weight_map'."
+                f"{self.path}: {name!r} is stored as {dtype_name}, which this version of torch "
+                "does not have."
             )
-        return [TensorFile(self.path / name) for name in sorted(set(names))]
+        start, stop = row_run(shape, rows)
+        row = math.prod(shape[1:]) * dtype.itemsize
+        shape = (stop - start, *shape[1:]) if shape else shape
+        try:
+            return read_tensor(self._file, self._offsets[name] + start * row, dtype, shape)
+        except (RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"{self.path}: {name!r} cannot be read ({error}).") from error
 
-    @property
-    def fingerprint(self) -> str:
-        """Names, sizes and times of change of the weight files."""
-        files = {file.path: file for file, _ in self._files.values()}
-        return ",".join(files[p].fingerprint for p in sorted(files))
+    def _broken(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} is not a whole safetensors file ({reason}). It may be truncated; copy or "
+            "write it again."
+        )
 
-    @property
-    def base(self) -> str | None:
-        """Whole weights name no base."""
-        return None
+    def _read_header(self) -> dict[str, Any]:
+        size = self._file.size
+        if size < 8:
+            raise too_short(self.path)
+        length = int.from_bytes(self._file.read(0, 8), "little")
+        if length > _MAX_HEADER:
+            raise self._broken(
+                f"its header would have {length} bytes, and {_MAX_HEADER} are allowed"
+            )
+        if length > size - 8:
+            raise too_short(self.path)
+        self._start = 8 + length
+        try:
+            return parse_json(self._file.read(8, length), self.path)
+        except CheckpointError as error:
+            raise self._broken(str(error)) from error
 
-    def read(self, matrix: Matrix) -> Weight:
-        """Read one matrix."""
-        if matrix.name not in self._files:
-            raise CheckpointError(f"{self.path} has no matrix {matrix.name!r}.")
-        file, name = self._files[matrix.name]
-        return Weight(dense=file.read(name))
+    def _checked_metadata(self, metadata: object) -> Mapping[str, str]:
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise self._broken(f"{_METADATA} must map text to text")
+        return metadata
+
+    def _add(self, name: str, entry: object) -> tuple[int, int]:
+        """Note one tensor of the header; returns where its bytes begin and end."""
+        try:
+            name.encode("utf-8")
+            dtype, shape, (begin, end) = (
+                entry["dtype"],  # type: ignore[index]
+                entry["shape"],  # type: ignore[index]
+                entry["data_offsets"],  # type: ignore[index]
+            )
+            bits = _DTYPES[dtype][1]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._broken(f"{name!r:.200} is described in an unknown way") from error
+        if not isinstance(shape, list) or not all(map(_is_count, [*shape, begin, end])):
+            raise self._broken(f"shape and place of {name!r:.200} must be counts")
+        if begin > end or math.prod(shape) * bits != 8 * (end - begin):
+            raise self._broken(f"{name!r:.200} has other bytes than its shape and dtype take")
+        self.shapes[name] = tuple(shape)
+        self.dtypes[name] = dtype
+        self._offsets[name] = self._start + begin
+        return begin, end
+
+    def _check_places(self, places: list[tuple[int, int]]) -> None:
+        reached = 0
+        for begin, end in sorted(places):
+            if begin != reached:
+                raise self._broken("its tensors overlap or leave a gap")
+            reached = end
+        if reached > self._file.size - self._start:
+            raise too_short(self.path)
+        if reached != self._file.size - self._start:
+            raise self._broken(
+                f"its tensors take {reached} bytes, the file has {self._file.size - self._start} "
+                "for them"
+            )
 
 
-def is_model_folder(path: Path) -> bool:
-    """Whether the folder holds whole weights in safetensors."""
-    return (path / MODEL_FILE).is_file() or (path / MODEL_INDEX).is_file()
+def _is_count(value: object) -> bool:
+    # JSON's true is an int to Python; torch's sizes are of 64 bits.
+    return type(value) is int and 0 <= value < 2**63
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+class SafetensorsReader:
+    """Model folders with whole weights in safetensors."""
 
-    Raises
-    ------
-    CheckpointError
-        If the file is missing or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object.")
-    return content
+    format = "safetensors"
+
+    def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
+        """Return the folder itself, where it holds a model in one file or in shards."""
+        if MODEL_FILE in names and MODEL_INDEX not in names:
+            return [with_config(Candidate(folder, self.format, (MODEL_FILE,)), names)]
+        found = shard_candidate(folder, MODEL_INDEX, names, self.format)
+        return [with_config(found, names)] if found else []
+
+    def open(self, candidate: Candidate, step: int) -> Checkpoint:
+        """Open it, reading headers only."""
+        folder = candidate.path
+        store: TensorStore
+        if MODEL_INDEX in candidate.files:
+            store = ShardedStore(folder, MODEL_INDEX, TensorFile)
+        else:
+            store = TensorFile(inside(folder, MODEL_FILE))
+        return ModelCheckpoint(folder, store, step, read_config(folder))

@@ -28,6 +28,7 @@ import torch
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import (
     DTYPES,
+    Checkpoint,
     Matrix,
     TrainedFactors,
     Weight,
@@ -88,6 +89,10 @@ class Snapshot:
     def fingerprint(self) -> str:
         """The id its writer gave it: the same wherever the run is moved."""
         return self.id
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return itself: a run's matrices are recorded as they are."""
+        return self
 
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
@@ -11,12 +10,9 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 from spectra import load
-
-if TYPE_CHECKING:
-    from checkpoints_index import Checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,9 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed with one line on stderr. Wrong usage exits with 2.
     """
     from checkpoints_index import CheckpointError
+    from spectra.listing import printable
 
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("spectra").setLevel(logging.INFO)
     # Between the libraries, not for the user to act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
@@ -46,8 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to continue.", file=sys.stderr)
     except (OSError, ValueError, RuntimeError, CheckpointError, ModuleNotFoundError) as error:
-        print(f"spectra: {error}", file=sys.stderr)
+        print(f"spectra: {printable(str(error))}", file=sys.stderr)
     return 1
+
+
+class _Printable(logging.Formatter):
+    """Messages with names from files in them, which do not command the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from spectra.listing import printable
+
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -76,33 +84,31 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from checkpoints_index import find_checkpoints
-    from spectra.store import find_runs
+    from checkpoints_index import IndexStore, as_location, build_index, nothing_in
+    from spectra.cache_folder import cache_folder
+    from spectra.listing import as_objects, as_table, printable
 
-    # A folder of runs lists what each of them recorded.
-    runs = [r.path for r in find_runs(options.path) if r.snapshots_path.is_dir()]
-    found = [c for path in runs or [options.path] for c in find_checkpoints(path)]
+    location = as_location(options.path)
+    index = build_index(location, IndexStore(cache_folder() / "index"))
+    if not index.series:
+        raise FileNotFoundError(nothing_in(options.path))
     if options.json:
-        print(json.dumps([_described(c) for c in found], indent=2))
+        print(json.dumps(as_objects(index), indent=2))
+        for note in index.notes:
+            print(printable(note), file=sys.stderr)
+        _tell_bytes_read(sys.stderr)
         return
-    for checkpoint in found:
-        modules = sorted({m.module for m in checkpoint.matrices})
-        dtypes = sorted({m.dtype for m in checkpoint.matrices})
-        layers = len({m.layer for m in checkpoint.matrices})
-        print(
-            f"step {checkpoint.step:>8}  {checkpoint.method:<12} {layers} layers × "
-            f"{', '.join(modules)}  {', '.join(dtypes)}  {checkpoint.path}"
-        )
+    for line in as_table(index):
+        print(line)
+    _tell_bytes_read(sys.stdout)
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "path": str(checkpoint.path),
-        "step": checkpoint.step,
-        "method": checkpoint.method,
-        "base": checkpoint.base,
-        "matrices": [dataclasses.asdict(m) for m in checkpoint.matrices],
-    }
+def _tell_bytes_read(where: TextIO) -> None:
+    from checkpoints_index import bytes_read
+    from spectra.listing import in_units
+
+    if read := bytes_read():
+        print(f"Read {read:,} bytes of remote files ({in_units(read)}).", file=where)
 
 
 def _analyze(options: argparse.Namespace) -> None:
@@ -118,6 +124,7 @@ def _analyze(options: argparse.Namespace) -> None:
     }
     if options.dry_run:
         print(estimate(options.paths, **chosen))
+        _tell_bytes_read(sys.stdout)
         return
     drift = analyze(
         options.paths,
@@ -133,6 +140,7 @@ def _analyze(options: argparse.Namespace) -> None:
     )
     if failed:
         print(f"{failed} of them could not be decomposed; they are marked solver = none.")
+    _tell_bytes_read(sys.stdout)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -179,6 +187,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _cache(options: argparse.Namespace) -> None:
     from spectra.analysis.base_cache import BaseCache
+    from spectra.listing import in_units
 
     cache = BaseCache()
     if options.clear:
@@ -186,7 +195,7 @@ def _cache(options: argparse.Namespace) -> None:
         if options.json:
             print(json.dumps({"folder": str(cache.folder), "deleted": count, "freed": freed}))
         else:
-            print(f"Deleted {count} entries from {cache.folder}: {_in_units(freed)} freed.")
+            print(f"Deleted {count} entries from {cache.folder}: {in_units(freed)} freed.")
         return
     entries = cache.entries()
     total = sum(entry.size for entry in entries)
@@ -208,21 +217,14 @@ def _cache(options: argparse.Namespace) -> None:
         }
         print(json.dumps(content, indent=2))
         return
-    bound = f"at most {_in_units(cache.max_bytes)}" if cache.max_bytes else "switched off"
-    print(f"{cache.folder}: {len(entries)} entries, {_in_units(total)} ({bound})")
+    bound = f"at most {in_units(cache.max_bytes)}" if cache.max_bytes else "switched off"
+    print(f"{cache.folder}: {len(entries)} entries, {in_units(total)} ({bound})")
     if entries:
         print(f"{'shape':>13}  {'what':<20}{'size':>10}  last used")
     for entry in entries:
         shape = f"{entry.shape[0]} × {entry.shape[1]}"
-        size = _in_units(entry.size)
+        size = in_units(entry.size)
         print(f"{shape:>13}  {entry.kind:<20}{size:>10}  {_when(entry.used)}")
-
-
-def _in_units(size: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} B"
 
 
 def _when(seconds: float) -> str:
@@ -296,8 +298,16 @@ def _parser() -> argparse.ArgumentParser:
         "what checkpoints and matrices are there; loads no weights",
         "spectra index outputs/",
     )
-    command.add_argument("path")
-    command.add_argument("--json", action="store_true")
+    command.add_argument(
+        "path",
+        help="folder, searched with all below it, or file; or its address, as in s3://bucket/run",
+    )
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="a list with an object a checkpoint: path, series, step, revisions, format, method, "
+        "base, size, state (complete, incomplete, broken), problem, matrices",
+    )
 
     command = _command(
         commands,
@@ -307,11 +317,17 @@ def _parser() -> argparse.ArgumentParser:
         "spectra analyze runs/sorsa",
     )
     command.add_argument(
-        "paths", nargs="+", help="runs, a folder of runs, or folders with checkpoints"
+        "paths",
+        nargs="+",
+        help="runs, a folder of runs, or folders with checkpoints; or addresses of such",
     )
-    command.add_argument("--base", help="folder or hub id of the base model")
+    command.add_argument("--base", help="folder, file, address or hub id of the base model")
     _modules(command)
-    command.add_argument("--out", help="run to write to (default for checkpoints: runs/NAME)")
+    command.add_argument(
+        "--out",
+        help="run to write to, a folder of runs for several trainings (default for checkpoints: "
+        "runs/NAME)",
+    )
     command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
     command.add_argument(
         "--solver",
@@ -397,7 +413,11 @@ def _command(
 
 
 def _modules(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--modules", help="comma-separated names or globs, e.g. q_proj,v_proj")
+    command.add_argument(
+        "--modules",
+        help="comma-separated: names (q_proj), globs (*_proj), paths (model.layers.*.q_proj), "
+        "labels (decoder.EncDecAttention.q), all-linear for every linear layer",
+    )
 
 
 def _positive(text: str) -> int:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from spectra.analysis.base_cache import BaseCache
 from spectra.cli import main
@@ -67,14 +69,112 @@ def test_a_failure_is_one_clear_line_and_status_1(
 
 def test_index_lists_a_runs_snapshots(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", str(runs / "runs" / "sorsa")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert "2 layers × q_proj, v_proj" in lines[0] and "float32" in lines[0]
+    about, modules, head, *rows = capsys.readouterr().out.splitlines()
+    assert about == f"sorsa: 3 checkpoints, method sorsa, base {runs / 'model'}"
+    assert modules == "  2 layers × q_proj 32×32 of rank 6, v_proj 16×32 of rank 6; float32"
+    assert head.split() == ["step", "format", "layers", "size", "state", "path"]
+    assert [row.split()[:3] for row in rows] == [[s, "snapshot", "2"] for s in ("0", "2", "4")]
+    assert all("complete" in row for row in rows)
+    assert {row.index("complete") for row in rows} == {head.index("state")}
     assert main(["index", str(runs / "runs" / "sorsa"), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [c["step"] for c in listed] == [0, 2, 4]
     first = listed[0]["matrices"][0]
     assert (first["layer"], first["module"], first["shape"]) == (0, "q_proj", [32, 32])
+    assert set(listed[0]) == {
+        *("path", "step", "method", "base", "matrices", "format", "series", "revisions", "size"),
+        *("state", "problem"),
+    }
+
+
+def test_index_marks_what_it_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "out"
+    tiny_model_folder(root / "checkpoint-1")
+    for name in ("checkpoint-2", "checkpoint-3", "step-1"):
+        shutil.copytree(root / "checkpoint-1", root / name)
+    whole = (root / "checkpoint-1" / "model.safetensors").read_bytes()
+    (root / "checkpoint-2" / "model.safetensors").write_bytes(whole[:-1])
+    (root / "checkpoint-3" / "model.safetensors").write_bytes(b"\xff" * len(whole))
+    (root / "elsewhere").symlink_to(tmp_path)
+    assert main(["index", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "out: 4 checkpoints, method full-ft" in out
+    assert f"ambiguous: Step 1 stands for 2 checkpoints: {root / 'checkpoint-1'}, " in out
+    assert "incomplete  checkpoint-2" in out and "is shorter than it says itself" in out
+    assert "broken      checkpoint-3" in out and "no whole" not in out
+    assert "elsewhere is a link out of the folder" in out
+    assert main(["index", str(root), "--json"]) == 0
+    captured = capsys.readouterr()
+    listed = {Path(c["path"]).name: c for c in json.loads(captured.out)}
+    assert {name: c["state"] for name, c in listed.items()} == {
+        "checkpoint-1": "complete",
+        "checkpoint-2": "incomplete",
+        "checkpoint-3": "broken",
+        "step-1": "complete",
+    }
+    assert "Step 1 stands for 2" in listed["checkpoint-1"]["problem"]
+    assert "is shorter than" in listed["checkpoint-2"]["problem"]
+    assert "elsewhere is a link out of the folder" in captured.err
+
+
+def test_index_fails_only_where_nothing_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", str(tmp_path)]) == 1
+    assert "looked for model.safetensors" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert main(["index", str(tmp_path)]) == 0
+    assert "broken" in capsys.readouterr().out
+
+
+def test_names_cannot_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = tmp_path / "\x1b[2J\u202e\nevil" / "checkpoint-1"
+    tensors = {"layers.0.q\x1b[31m\n.weight": torch.zeros(2, 3)}
+    hostile.mkdir(parents=True)
+    save_file(tensors, hostile / "model.safetensors")
+    (hostile / "..\x07").symlink_to("/")
+    (hostile.parent / "checkpoint-2").mkdir()
+    (hostile.parent / "checkpoint-2" / "model.safetensors").write_bytes(b"\xff" * 64)
+    assert main(["index", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert r"\x1b[2J\u202e\nevil" in out and r"q\x1b[31m\n 2×3" in out
+
+
+def test_names_in_errors_and_warnings_cannot_either(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    out = tmp_path / "\x1b[31m"
+    tiny_model_folder(out / "checkpoint-1", seed=1)
+    (out / "checkpoint-2").mkdir()
+    (out / "checkpoint-2" / "model.safetensors").write_bytes(b"")
+    spectra = str(Path(sys.executable).with_name("spectra"))
+    words = [spectra, "analyze", str(out), "--base", str(base), "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert r"Left for the next time: " in done.stderr and r"\x1b[31m/checkpoint-2" in done.stderr
+    assert "\x1b[31m" not in done.stderr
+    (out / "checkpoint-2" / "model.safetensors").write_bytes(b"\xff" * 64)
+    failed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("spectra: ") and failed.stderr.count("\n") == 1
+    assert r"\x1b[31m/checkpoint-2" in failed.stderr and "\x1b" not in failed.stderr
+
+
+def test_index_is_kept_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECTRA_CACHE", str(tmp_path / "cache"))
+    tiny_model_folder(tmp_path / "out" / "checkpoint-1")
+    assert main(["index", str(tmp_path / "out")]) == 0
+    (kept,) = (tmp_path / "cache" / "index").iterdir()
+    assert str(tmp_path / "out") in kept.read_text()
+    first = capsys.readouterr().out
+    assert main(["index", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == first
+    # Of decompositions there are none.
+    assert main(["cache"]) == 0
+    assert "0 entries" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["pdf", "svg", "png", "html"])
@@ -104,7 +204,8 @@ def test_a_folder_of_runs_stands_for_its_runs(
     folder = str(runs / "runs")
     assert main(["analyze", folder]) == 0
     assert main(["index", folder]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 6
+    listed = capsys.readouterr().out
+    assert "lora: 3 checkpoints" in listed and "sorsa: 3 checkpoints" in listed
     for figure in ("trajectory", "training"):
         out = tmp_path / f"{figure}.svg"
         assert main(["plot", figure, folder, "--out", str(out)]) == 0

@@ -33,6 +33,7 @@ from spectra.analysis.cache_entries import (
     read_values,
     write_tensors,
 )
+from spectra.cache_folder import cache_folder
 from spectra.linalg import SOLVER_VERSION, Decomposition
 from spectra.store.files import remove_leftovers, whole_file
 
@@ -115,7 +116,7 @@ class BaseCache:
     """
 
     def __init__(self, folder: Path | str | None = None, max_bytes: int | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else _default_folder()
+        self.folder = Path(folder) if folder is not None else cache_folder()
         self.max_bytes = max_bytes if max_bytes is not None else _default_bytes()
         if self.max_bytes < 0:
             raise ValueError(f"max_bytes must be at least 0, got {self.max_bytes}.")
@@ -469,18 +470,6 @@ class BaseCache:
             self.folder,
             error,
         )
-
-
-def _default_folder() -> Path:
-    if named := os.environ.get("SPECTRA_CACHE"):
-        return Path(named).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(caches).is_absolute():  # others are to be ignored, says the specification
-        return Path(caches) / "spectra"
-    try:
-        return Path.home() / ".cache" / "spectra"
-    except RuntimeError:  # a user without a home: a folder that cannot be written
-        return Path(os.devnull) / "spectra"
 
 
 def _default_bytes() -> int:

@@ -13,7 +13,13 @@ import torch
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.plan import StaleStep, Task
 from spectra.analysis.rows import Quantities
-from spectra.linalg import decompose, dense_seconds, low_rank_seconds, prefers_low_rank
+from spectra.linalg import (
+    PRECISIONS,
+    decompose,
+    dense_seconds,
+    low_rank_seconds,
+    prefers_low_rank,
+)
 
 # Resident memory of a process that has loaded torch, SciPy and pandas.
 _BARE_PROCESS = 450 * 2**20
@@ -106,7 +112,7 @@ def estimate_cost(tasks: Sequence[Task], quantities: Quantities, cache: BaseCach
             for stale in task.steps
             if stale.matrix.rank is None
         }
-        for precision in precisions - {"float64"}:
+        for precision in precisions & set(PRECISIONS) - {"float64"}:
             if w_0 is not None and not cache.holds_noise(w_0, precision, quantities.vectors):
                 add("noise floor", "dense", shape, _dense(shape, quantities))
         for stale in task.steps:

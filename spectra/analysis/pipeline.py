@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,27 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from checkpoints_index import Checkpoint, find_checkpoints, find_snapshots, open_model
+from checkpoints_index import (
+    Checkpoint,
+    as_location,
+    find_checkpoints,
+    find_series,
+    find_snapshots,
+    is_remote,
+    name_of,
+    open_model,
+)
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
+from spectra.analysis.bases import find_base
 from spectra.analysis.cost import Estimate, estimate_cost
 from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps
 from spectra.analysis.rows import Quantities, Row
 from spectra.analysis.schedule import compute
 from spectra.linalg import PRECISIONS, SOLVERS
 from spectra.store import Run, find_runs, read_runs
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 # Finished rows wait at most so long in memory before they are on disk.
@@ -48,15 +61,18 @@ def analyze(
     ----------
     paths : Path, str or a sequence of them
         Runs, or a folder of runs (their own snapshots and bases are used), or folders with
-        checkpoints.
+        checkpoints, or addresses of such, as ``s3://…``. One folder with the checkpoints of several
+        trainings gives a run for each; several folders outside runs are taken together for one.
     base : Path or str, optional
-        Folder of the base model. Needed for checkpoints outside a run, unless their adapters
-        name one that is on this machine.
+        Folder, file, address or hub id of the base model. Needed for checkpoints outside a run,
+        unless their adapters name one that is on this machine, or there is just one model beside
+        them.
     modules : sequence of str, optional
         Names or globs; for a run all that it recorded, elsewhere q_proj and v_proj.
     out : Path or str, optional
         The run to write to. Recorded runs keep their own rows by default; checkpoints outside
-        a run go to ``runs/<name of the folder>``.
+        a run go to ``runs/<name of the folder>``. Of several trainings, each has a run of its
+        name in that folder.
     values_only : bool
         Singular values without vectors: no ΔD, but cheaper.
     solver : {"auto", "low-rank", "gram", "svd"}
@@ -188,7 +204,7 @@ def _jobs(
     modules: Sequence[str] | None,
     out: Path | str | None,
 ) -> Iterator[_Job]:
-    given = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [as_location(p) for p in _listed(paths)]
     runs_of = {path: _recorded_runs(path) for path in given}
     recorded = [run for path in given for run in runs_of[path]]
     if recorded and base is None:
@@ -206,16 +222,65 @@ def _jobs(
             w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
             yield _Job(target, snapshots, w_0, modules, recorded=target.path == source.path)
         return
+    if len(given) == 1:
+        yield from _series_jobs(given[0], base, modules, out)
+        return
     checkpoints = [c for p in given for c in find_checkpoints(p)]
     refuse_shared_steps(checkpoints)
-    run = Run(out if out is not None else Path("runs") / given[0].resolve().name)
+    run = Run(out if out is not None else Path("runs") / name_of(given[0]))
+    yield _job(run, checkpoints, open_model(find_base(base, checkpoints)), modules)
+
+
+def _series_jobs(
+    path: Path, base: Path | str | None, modules: Sequence[str] | None, out: Path | str | None
+) -> list[_Job]:
+    """Each training in a folder as a run of its own; all bases are found before any is read."""
+    found = find_series(path)
+    models = [s for s in found if not s.is_adapter and not s.has_steps]
+    trained = [s for s in found if s.is_adapter or s.has_steps]
+    if base is not None:
+        given = _identity(as_location(base))
+        models = [m for m in models if _identity(m.checkpoints[0].path) != given]
+    if not trained:
+        if len(models) > 1:
+            find_checkpoints(path)  # says that no step of theirs is known
+        trained, models = models or found, []
+    target = Path(out) if out is not None else Path("runs") / name_of(path)
+    jobs = []
+    bases: dict[Path, Checkpoint] = {}
+    beside = [model.checkpoints[0].path for model in models]
+    for series in trained:
+        near = beside if series.is_adapter else []
+        w_0 = find_base(base, series.checkpoints, path, near)
+        run = Run(target if len(trained) == 1 else target / series.name)
+        if w_0 not in bases:
+            bases[w_0] = open_model(w_0)
+        jobs.append(_job(run, series.checkpoints, bases[w_0], modules))
+    used = {_identity(job.base.path) for job in jobs}
+    for model in beside:
+        if _identity(model) not in used:
+            logger.warning("%s has no step and is nobody's base: it is left out.", model)
+    return jobs
+
+
+def _listed(paths: Path | str | Sequence[Path | str]) -> Sequence[Path | str]:
+    return [paths] if isinstance(paths, str) or not isinstance(paths, Sequence) else paths
+
+
+def _identity(path: Path) -> str:
+    return str(path) if is_remote(path) else str(path.resolve())
+
+
+def _job(
+    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str] | None
+) -> _Job:
     if (run.snapshots_path / BASE_FILE).is_file():
         raise ValueError(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
-    folder = _resolve_base(base, checkpoints)
-    yield _Job(run, checkpoints, open_model(folder), modules or DEFAULT_MODULES, recorded=False)
+    bound = [checkpoint.bind(base) for checkpoint in checkpoints]
+    return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
 
 
 class _Writer:
@@ -244,30 +309,10 @@ class _Writer:
 
 def _recorded_runs(path: Path) -> list[Run]:
     """Return the run that `path` is, or the runs below it, as far as they have snapshots."""
-    if not path.is_dir():
+    # Rows are written here: what is recorded elsewhere is read as any checkpoints are.
+    if is_remote(path) or not path.is_dir():
         return []
     return [run for run in find_runs(path) if (run.snapshots_path / BASE_FILE).is_file()]
-
-
-def _resolve_base(base: Path | str | None, checkpoints: Sequence[Checkpoint]) -> Path:
-    named = {c.base for c in checkpoints}
-    if base is None and named == {None}:
-        raise ValueError("Whole weights do not say what they were trained from; give --base.")
-    if base is None and len(named) > 1:
-        raise ValueError(f"The checkpoints name several bases: {named}. Choose one with --base.")
-    path = Path(str(base if base is not None else named.pop()))
-    if path.exists():
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.safetensors", "*.json"]
-        return Path(snapshot_download(str(path), allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises many kinds, and may not be installed
-        raise FileNotFoundError(
-            f"The base {path} is neither a folder here nor a model that could be fetched from the "
-            f"hub ({type(error).__name__}). Give its folder with --base."
-        ) from error
 
 
 def _describe(
@@ -283,7 +328,12 @@ def _describe(
     run.update_settings(
         method="+".join(methods),
         modules=list(modules),
-        base={"name": str(base.path), "fingerprint": base.fingerprint},
+        base={
+            "name": str(base.path),
+            "fingerprint": base.fingerprint,
+            # A quantisation's name, such as "q4_0", where W_0 is what that stands for.
+            "dtypes": sorted({m.dtype for m in base.matrices}),
+        },
         checkpoints=[str(c.path) for c in checkpoints],
         state="finished",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,7 +26,7 @@ class StaleStep:
     checkpoint : Checkpoint
         Where W_t is.
     matrix : Matrix
-        Which one.
+        Which one, with the base's layer and module.
     source : str
         Digest that the new row will carry.
     is_base : bool
@@ -86,7 +86,8 @@ def plan_tasks(
     checkpoints : sequence of Checkpoint
         The steps. Where none is step 0, the base stands for it.
     modules : sequence of str, optional
-        Names or globs of modules; all matrices of the checkpoints by default.
+        Names or globs of modules; all matrices of the checkpoints by default. Layer and module
+        of a row are those of the base's matrix of that name.
     current : DataFrame
         The drift rows there are, with their `source`.
     quantities : Quantities
@@ -105,7 +106,7 @@ def plan_tasks(
         checkpoints = [_AsStepZero(base), *checkpoints]
     wanted: set[str] | None = None
     for checkpoint in reversed(checkpoints):
-        chosen = _chosen(checkpoint, modules, wanted)
+        chosen = _chosen(checkpoint, bases, modules, wanted)
         # A base has more matrices than its adapters: the last checkpoint says which count.
         wanted = wanted or {m.name for m in chosen}
         for matrix in chosen:
@@ -138,12 +139,17 @@ def plan_tasks(
 
 
 def _chosen(
-    checkpoint: Checkpoint, modules: Sequence[str] | None, wanted: set[str] | None
+    checkpoint: Checkpoint,
+    bases: Mapping[str, Matrix],
+    modules: Sequence[str] | None,
+    wanted: set[str] | None,
 ) -> list[Matrix]:
+    # The base has all matrices and an adapter only some, so what tells them apart is the base's.
+    labelled = [_labelled(m, bases.get(m.name, m)) for m in checkpoint.matrices]
     chosen = [
         m
-        for m in checkpoint.matrices
-        if matches(m.name, modules) and (wanted is None or m.name in wanted)
+        for m in labelled
+        if matches(m.name, modules, m.module) and (wanted is None or m.name in wanted)
     ]
     if not chosen:
         names = [m.name for m in checkpoint.matrices]
@@ -163,6 +169,10 @@ def _chosen(
     return chosen
 
 
+def _labelled(matrix: Matrix, as_in: Matrix) -> Matrix:
+    return dataclasses.replace(matrix, layer=as_in.layer, module=as_in.module)
+
+
 def _whole_path_glob(matrix: Matrix) -> str:
     """Return a pattern that tells this matrix's kind by the whole path."""
     return re.sub(r"\.\d+\.", ".*.", matrix.name)
@@ -180,6 +190,9 @@ class _AsStepZero:
         self.fingerprint = base.fingerprint
         self.base = base.base
         self.read = base.read
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        return self
 
 
 def _source(checkpoint: Checkpoint, base: Checkpoint, quantities: Quantities) -> str:

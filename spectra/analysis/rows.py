@@ -15,6 +15,7 @@ from checkpoints_index import TrainedFactors, Weight
 from spectra import metrics
 from spectra.analysis.base_cache import BaseCache
 from spectra.linalg import (
+    PRECISIONS,
     Decomposition,
     Turned,
     decompose,
@@ -180,7 +181,9 @@ class BaseMatrix:
             s = product_singular_values(*_split(weight.update))
             total, largest = torch.linalg.vector_norm(s).item(), s.max().item()
         else:
-            difference = weight.on(self.w_0) - self.w_0
+            difference = weight.delta
+            if difference is None:
+                difference = weight.on(self.w_0) - self.w_0
             total = torch.linalg.matrix_norm(difference).item()
             largest = spectral_norm(difference)
         return {
@@ -223,6 +226,9 @@ class BaseMatrix:
         if weight.dense is None or precision == "float64":
             # An adapter leaves W_0 as it is: nothing is rounded where nothing is trained.
             return {"sigma_noise": 0.0} | ({"d_noise": 0.0} if self.quantities.vectors else {})
+        if precision not in PRECISIONS:
+            # A quantisation whose rounding is not reproduced here, such as GGUF's q4_k.
+            return {"sigma_noise": None} | ({"d_noise": None} if self.quantities.vectors else {})
         if precision not in self._noise:
             vectors = self.quantities.vectors
             sigma: float | None
@@ -297,4 +303,6 @@ def _split(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def _changes_nothing(weight: Weight, w_0: Tensor) -> bool:
     if weight.dense is not None:
         return bool((weight.dense == w_0).all())
+    if weight.delta is not None:
+        return not bool(weight.delta.any())
     return weight.update is None or not all(bool(factor.any()) for factor in weight.update)

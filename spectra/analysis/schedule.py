@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,7 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
+from checkpoints_index import Weight, add_bytes_read, counting_bytes
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import available_cores, step_cost, worker_bytes
 from spectra.analysis.plan import StaleStep, Task
@@ -48,6 +50,21 @@ class Workers:
 
     processes: int
     threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Solved:
+    """What a worker gives back: the rows of a chunk, and what it read of remote files for them."""
+
+    number: int
+    rows: list[Rows]
+    process: int
+    read: Mapping[str, int]
+
+    def counted_rows(self) -> list[Rows]:
+        if self.process != os.getpid():
+            add_bytes_read(self.read)
+        return self.rows
 
 
 def compute(
@@ -131,9 +148,9 @@ def _in_parallel(
         jobs = _jobs(left, quantities, cache, workers.threads)
         parallel = joblib.Parallel(n_jobs=workers.processes, return_as="generator_unordered")
         try:
-            for number, rows in parallel(jobs):
-                del left[number]
-                yield from rows
+            for solved in parallel(jobs):
+                del left[solved.number]
+                yield from solved.counted_rows()
         except TerminatedWorkerError:
             logger.warning("A worker was lost; its matrices are computed again.")
             # Whatever it was at is among these: one by one, only the culprit can be lost again.
@@ -166,7 +183,7 @@ def _alone(
         try:
             # With one job joblib would stay in this process.
             found = joblib.Parallel(n_jobs=2)(_jobs(chunk, quantities, cache, threads))
-            return [rows for _, part in found for rows in part]
+            return [rows for solved in found for rows in solved.counted_rows()]
         except TerminatedWorkerError:
             continue
     return None
@@ -187,9 +204,10 @@ def _chunks(task: Task, quantities: Quantities) -> list[Task]:
 
 def _solve_chunk(
     number: int, task: Task, quantities: Quantities, cache: BaseCache, threads: int
-) -> tuple[int, list[Rows]]:
-    with _threads(threads):
-        return number, list(_solve(task, quantities, cache))
+) -> _Solved:
+    with _threads(threads), counting_bytes() as read:
+        rows = list(_solve(task, quantities, cache))
+    return _Solved(number, rows, os.getpid(), read)
 
 
 def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Rows]:
@@ -205,7 +223,8 @@ def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Row
             "source": stale.source,
         }
         spectrum: Row = {}
-        weight = stale.checkpoint.read(stale.matrix)
+        # The base's own step is not read a second time.
+        weight = Weight(dense=w_0) if stale.is_base else stale.checkpoint.read(stale.matrix)
         try:
             drift, spectrum = base.drift(weight, stale.matrix.dtype)
         except _UNDECOMPOSABLE as error:

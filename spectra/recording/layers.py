@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints_index import clean_name, locate, matches
-from checkpoints_index.adapters import BASE_REWRITING_LORA
+from checkpoints_index.adapter_methods import BASE_REWRITING_LORA
 from checkpoints_index.matrices import DTYPES, torch_dtype_name
 from checkpoints_index.snapshots import INITIAL_PARTS, PARTS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,109 @@ def test_checkpoints_outside_a_run(tmp_path: Path, kind: str) -> None:
     row = drift.query("step == 20 and layer == 1 and module == 'v_proj'").iloc[0]
     assert row["delta_sigma"] == pytest.approx(expected["delta_sigma"], abs=1e-6)
     assert Run(tmp_path / "run").state == "finished"
+
+
+def train_adapters(root: Path, base: str) -> None:
+    """Two methods side by side, each with two checkpoints and the last once more at its top."""
+    for method in ("lora", "sorsa"):
+        model = METHODS[method](tiny_llama())
+        model.peft_config["default"].base_model_name_or_path = base
+        for step in (5, 10):
+            shake(model, seed=step)
+            # "auto" would look for the base's configuration, here or on the hub.
+            folder = root / method / f"checkpoint-{step}"
+            model.save_pretrained(folder, save_embedding_layers=False)
+        shutil.copytree(folder, root / method, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("base", ["base", "somewhere/else", ""])
+def test_each_training_in_a_folder_is_a_run(
+    tmp_path: Path,
+    base: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tmp_path / "all"
+    train_adapters(root, base)
+    tiny_llama().save_pretrained(root / "base", max_shard_size="20KB")
+    monkeypatch.chdir(root)  # from where "base" is found under another path
+    with caplog.at_level(logging.WARNING):
+        drift = analyze(root, out=tmp_path / "runs")
+    assert "nobody's base" not in caplog.text
+    assert ("is taken, the only model beside it" in caplog.text) == (base != "base")
+    assert set(drift["run"]) == {"lora", "sorsa"}
+    assert len(drift) == 2 * 3 * 2 * 2  # runs × steps × layers × modules
+    for method in ("lora", "sorsa"):
+        run = Run(tmp_path / "runs" / method)
+        assert run.method == method and run.state == "finished"
+        alone = analyze(root / method, base=root / "base", out=tmp_path / f"{method}-alone")
+        rows = drift[drift["run"] == method].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows.drop(columns="run"), alone.drop(columns="run"))
+
+
+def test_the_runs_of_a_folder_are_called_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_adapters(tmp_path / "all", "base")
+    tiny_model_folder(tmp_path / "base")
+    analyze("all", modules=["q_proj"])
+    assert [run.path.as_posix() for run in spectra.find_runs("runs")] == [
+        "runs/all/lora",
+        "runs/all/sorsa",
+    ]
+
+
+def test_a_base_among_several_models_must_be_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "all"
+    train_adapters(root, "organisation/first")
+    tiny_model_folder(root / "other")
+    tiny_model_folder(root / "merged")
+    with pytest.raises(FileNotFoundError, match="The base organisation/first is neither"):
+        analyze(root, out=tmp_path / "runs")
+    # The name of the hub's id tells which one it is.
+    (root / "other").rename(root / "first")
+    with caplog.at_level(logging.WARNING):
+        analyze(root, out=tmp_path / "runs", modules=["q_proj"])
+    assert "the model of its name beside it" in caplog.text
+    assert f"{root / 'merged'} has no step and is nobody's base" in caplog.text
+    used = Run(tmp_path / "runs" / "lora").read_settings()["base"]["name"]
+    assert used == str(root / "first")
+
+
+def test_whole_weights_are_not_compared_with_what_lies_beside_them(tmp_path: Path) -> None:
+    tiny_model_folder(tmp_path / "out" / "checkpoint-5")
+    best = tiny_model_folder(tmp_path / "out" / "best")
+    with pytest.raises(ValueError, match="checkpoint-5 does not say .* give --base"):
+        analyze(tmp_path / "out", out=tmp_path / "run")
+    drift = analyze(tmp_path / "out", base=best, out=tmp_path / "run")
+    assert set(drift["step"]) == {0, 5}
+
+
+def test_models_without_steps_are_refused(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        tiny_model_folder(tmp_path / "all" / name)
+    base = tiny_model_folder(tmp_path / "all" / "base")
+    with pytest.raises(CheckpointError, match="3 of 3 checkpoints have no step, e.g. .*base"):
+        analyze(tmp_path / "all", base=base, out=tmp_path / "run")
+
+
+def test_a_growing_checkpoint_waits_for_the_next_analysis(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    tiny_model_folder(tmp_path / "out" / "checkpoint-5", seed=1)
+    file = tiny_model_folder(tmp_path / "out" / "checkpoint-10", seed=2) / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    with caplog.at_level(logging.WARNING):
+        first = analyze(tmp_path / "out", base=base, out=tmp_path / "run")
+    assert set(first["step"]) == {0, 5}
+    assert f"Left for the next time: {file} is shorter than it says" in caplog.text
+    file.write_bytes(content)
+    assert set(analyze(tmp_path / "out", base=base, out=tmp_path / "run")["step"]) == {0, 5, 10}
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:

@@ -304,6 +304,15 @@ def test_noise_shrinks_with_the_precision_and_is_none_in_float64() -> None:
         assert noise[3] == 0.0
 
 
+def test_quantisations_that_are_not_reproduced_have_no_noise_floor() -> None:
+    w_0 = gaussian(8, 32)
+    row, _ = BaseMatrix(w_0).drift(Weight(dense=w_0.float()), "q4_k")
+    assert row["sigma_noise"] is row["d_noise"] is None
+    assert row["delta_sigma"] < 1e-6
+    values, _ = BaseMatrix(w_0, VALUES_ONLY).drift(Weight(dense=w_0.float()), "q4_k")
+    assert values["sigma_noise"] is None and "d_noise" not in values
+
+
 def test_adapters_leave_the_base_unrounded() -> None:
     b, a = low_rank_factors(8, 9, 1)
     for weight in (Weight(update=(b, a)), Weight()):

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from torch import Tensor
 
 import spectra
-from checkpoints_index import Matrix, Weight
+from checkpoints_index import Checkpoint, Matrix, Weight
 from spectra.analysis import BaseCache, analyze, estimate
 from spectra.analysis import rows as rows_module
 from spectra.analysis import schedule as schedule_module
@@ -44,6 +44,9 @@ class Memory:
     @property
     def fingerprint(self) -> str:
         return f"memory-{self.step}-{self.rank}"
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        return self
 
     def read(self, matrix: Matrix) -> Weight:
         seen = len(list(self.marks.glob("kill-*"))) if self.kills else 0

@@ -1,104 +1,137 @@
-"""Adapters whose W_t cannot be had from base and factors are refused, with advice."""
+"""What an adapter's own files tell: its layers from headers, its settings, and what is wrong."""
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from checkpoints_index import CheckpointError, find_checkpoints
-from tests.helpers import MODULES, lora, shake, tiny_llama
-
-ADVICE = "Merge it into its base with PEFT and analyse the merged model"
-
-# LoRAs that PEFT saves in LoRA's form, but whose W_t is not W_0 + scaling · B A.
-OTHER_LORAS: dict[str, dict[str, Any]] = {
-    "DoRA": {"use_dora": True},
-    "PiSSA": {"init_lora_weights": "pissa"},
-    "PiSSA, fast": {"init_lora_weights": "pissa_niter_4"},
-    "OLoRA": {"init_lora_weights": "olora"},
-    "ranks by layer": {"rank_pattern": {"q_proj": 2}},
-    "alphas by layer": {"alpha_pattern": {"q_proj": 2}},
-    "whole modules": {"modules_to_save": ["lm_head"]},
-    "repeated layers": {"layer_replication": [(0, 2), (1, 2)]},
-    "aLoRA": {"alora_invocation_tokens": [3], "task_type": "CAUSAL_LM"},
-    "KaSA": {"kasa_config": peft.KasaConfig()},
-}
+from checkpoints_index import Checkpoint, CheckpointError, open_model
+from tests.checkpoints_index.adapted import (
+    METHODS,
+    adapt,
+    change_settings,
+    open_adapter,
+    save,
+    write,
+)
+from tests.helpers import MODULES, attention_weights, lora, shake, tiny_llama, tiny_model_folder
 
 
-def change_settings(folder: Path, **changes: object) -> None:
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_model(tiny_model_folder(tmp_path_factory.mktemp("float32")))
 
 
-@pytest.mark.parametrize("name", OTHER_LORAS)
-def test_other_loras_are_refused_with_advice(name: str, tmp_path: Path) -> None:
-    model = lora(tiny_llama(), **OTHER_LORAS[name])
-    shake(model)
-    model.save_pretrained(tmp_path)
-    option = next(iter(OTHER_LORAS[name]))
-    with pytest.raises(CheckpointError, match=rf"is a LoRA with .*{option}.* {ADVICE}"):
-        find_checkpoints(tmp_path)
+@pytest.mark.parametrize("name", METHODS)
+def test_an_adapter_lists_its_layers_from_headers_alone(
+    name: str, tmp_path: Path, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(name, tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    checkpoint = open_adapter(tmp_path)
+    bound = {m.name: m for m in checkpoint.bind(base).matrices}
+    assert {(m.layer, m.module) for m in checkpoint.matrices} == {
+        (layer, module) for layer in range(2) for module in MODULES
+    }
+    for matrix in checkpoint.matrices:
+        assert matrix.dtype == "float32"
+        assert matrix.rank == METHODS[name].rank
+        assert bound[matrix.name].shape == tuple(attention_weights(tiny_llama())[matrix.name].shape)
+        for known, shape in zip(matrix.shape, bound[matrix.name].shape, strict=True):
+            assert known in (0, shape)
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        peft.LoHaConfig(r=2, target_modules=list(MODULES)),
-        peft.IA3Config(target_modules=list(MODULES), feedforward_modules=[]),
-        peft.VeraConfig(r=2, target_modules=["q_proj"]),
-    ],
-    ids=lambda config: str(config.peft_type.value),
+    ("name", "method"),
+    [("LoRA", "lora"), ("DoRA", "dora"), ("PiSSA", "pissa"), ("OLoRA", "olora"), ("IA3", "ia3")],
 )
-def test_other_adapters_are_refused_with_advice(config: peft.PeftConfig, tmp_path: Path) -> None:
-    peft.get_peft_model(tiny_llama(), config).save_pretrained(str(tmp_path))
-    kind = config.peft_type.value  # type: ignore[union-attr]
-    with pytest.raises(
-        CheckpointError, match=rf"is a {kind} adapter; read are LORA, SORSA\. {ADVICE}"
-    ):
-        find_checkpoints(tmp_path)
-
-
-def test_an_adapter_knows_its_base_and_method(tmp_path: Path) -> None:
-    lora(tiny_llama()).save_pretrained(tmp_path)
+def test_an_adapter_knows_its_base_and_method(name: str, method: str, tmp_path: Path) -> None:
+    write(name, tmp_path)
     change_settings(tmp_path, base_model_name_or_path="someone/model")
-    (checkpoint,) = find_checkpoints(tmp_path)
+    checkpoint = open_adapter(tmp_path)
     assert checkpoint.base == "someone/model"
-    assert checkpoint.method == "lora"
+    assert checkpoint.method == method
 
 
 def test_an_adapter_has_only_its_targets(tmp_path: Path) -> None:
-    lora(tiny_llama(layers=3), target_modules=["v_proj", "down_proj"]).save_pretrained(tmp_path)
-    (checkpoint,) = find_checkpoints(tmp_path)
-    assert {(m.layer, m.module) for m in checkpoint.matrices} == {
+    save(lora(tiny_llama(layers=3), target_modules=["v_proj", "down_proj"]), tmp_path)
+    assert {(m.layer, m.module) for m in open_adapter(tmp_path).matrices} == {
         (layer, module) for layer in range(3) for module in ("v_proj", "down_proj")
     }
 
 
-@pytest.mark.parametrize("alpha", [None, "eight", [8]])
+def test_what_has_no_layer_number_is_left_out(tmp_path: Path, base: Checkpoint) -> None:
+    model = lora(tiny_llama(), target_modules=["q_proj", "embed_tokens", "lm_head"])
+    shake(model)
+    save(model, tmp_path)
+    assert {m.module for m in open_adapter(tmp_path).bind(base).matrices} == {"q_proj"}
+
+
+@pytest.mark.parametrize("name", ["DoRA", "IA3", "PiSSA", "VeRA"])
+def test_w_t_that_needs_the_base_is_not_read_without(name: str, tmp_path: Path) -> None:
+    write(name, tmp_path)
+    change_settings(tmp_path, base_model_name_or_path="someone/model")
+    checkpoint = open_adapter(tmp_path)
+    with pytest.raises(CheckpointError, match=r"W_t needs its base \(someone/model\)"):
+        checkpoint.read(checkpoint.matrices[0])
+
+
+@pytest.mark.parametrize("alpha", [None, "eight", [8], float("nan"), 10**400])
 def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, alpha: object) -> None:
-    lora(tiny_llama()).save_pretrained(tmp_path)
+    save(lora(tiny_llama()), tmp_path)
     change_settings(tmp_path, lora_alpha=alpha)
-    with pytest.raises(CheckpointError, match="adapter_config.json"):
-        find_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: lora_alpha must be a number"):
+        open_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "7"])
 def test_broken_settings_are_an_error(tmp_path: Path, content: str) -> None:
-    lora(tiny_llama()).save_pretrained(tmp_path)
+    save(lora(tiny_llama()), tmp_path)
     (tmp_path / "adapter_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"adapter_config\.json (cannot be|must hold)"):
-        find_checkpoints(tmp_path)
+        open_adapter(tmp_path)
 
 
 def test_an_adapter_without_weights_is_an_error(tmp_path: Path) -> None:
-    model = lora(tiny_llama())
-    model.save_pretrained(tmp_path)
+    save(lora(tiny_llama()), tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
-    torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors does not exist"):
-        find_checkpoints(tmp_path)
+        open_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*", ".*.*.*.*x", "x" * 600, "(", "a{2}{3}"])
+@pytest.mark.parametrize("setting", ["alpha_pattern", "rank_pattern"])
+def test_patterns_that_could_take_forever_are_refused(
+    setting: str, pattern: str, tmp_path: Path
+) -> None:
+    save(lora(tiny_llama()), tmp_path)
+    change_settings(tmp_path, **{setting: {pattern: 4}})
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: .*(pattern|forever)"):
+        open_adapter(tmp_path)
+
+
+def test_other_methods_are_refused_with_advice(tmp_path: Path) -> None:
+    save(
+        adapt(tiny_llama(), lambda: peft.LNTuningConfig(target_modules=["input_layernorm"])),
+        tmp_path,
+    )
+    with pytest.raises(CheckpointError, match=r"is a LN_TUNING adapter; read are LORA, .* Merge"):
+        open_adapter(tmp_path)
+
+
+def test_a_torch_file_is_read_like_a_safetensors_file(tmp_path: Path, base: Checkpoint) -> None:
+    write("DoRA", tmp_path)
+    before = open_adapter(tmp_path).bind(base)
+    weights = [before.read(matrix) for matrix in before.matrices]
+    file = tmp_path / "adapter_model.safetensors"
+    torch.save(load_file(file), tmp_path / "adapter_model.bin")
+    file.unlink()
+    after = open_adapter(tmp_path).bind(base)
+    assert after.matrices == before.matrices
+    for matrix, weight in zip(after.matrices, weights, strict=True):
+        assert after.read(matrix).same_as(weight)

@@ -24,6 +24,7 @@ NAME = "model.layers.3.self_attn.q_proj"
         "_fsdp_wrapped_module.model.layers.3._fsdp_wrapped_module.self_attn.q_proj.weight",
         "model.layers.3._checkpoint_wrapped_module.self_attn.q_proj.weight",
         "base_model.model.model.layers.3._orig_mod.self_attn.q_proj.weight",
+        f"base_model.model.{NAME}.modules_to_save.default.weight",
     ],
 )
 def test_wrappers_do_not_show(path: str) -> None:
@@ -39,6 +40,10 @@ def test_wrappers_do_not_show(path: str) -> None:
         ("layers.0.q_proj", (0, "q_proj")),
         ("0.q_proj", (0, "q_proj")),
         ("model.layers.120.mlp.experts.7.up_proj", (120, "up_proj")),
+        ("blocks.3.mlp.0", (3, "mlp.0")),
+        ("merger.mlp.2", (2, "mlp")),
+        ("layers.007.q_proj", None),
+        (f"layers.{'9' * 5000}.q_proj", None),
         ("model.embed_tokens", None),
         ("lm_head", None),
         ("model.layers2.q_proj", None),
@@ -56,3 +61,42 @@ def test_modules_match_by_name_or_glob() -> None:
     assert not matches("q_proj", ["Q_PROJ"])
     assert not matches("q_proj", ["proj"])
     assert not matches("q_proj", [])
+
+
+def test_labels_match_too() -> None:
+    name, label = "decoder.block.3.layer.1.EncDecAttention.q", "decoder.EncDecAttention.q"
+    assert matches(name, ["q"], label)
+    assert matches(name, [label], label)
+    assert matches(name, ["decoder.*"], label)
+    assert matches(name, ["*.EncDecAttention.*"], label)
+    assert not matches(name, ["encoder.*"], label)
+    assert not matches(name, ["decoder*"], label)
+    assert matches("layers.0.mlp.experts.3.w1", ["experts.*.w1"], "experts.3.w1")
+    assert not matches("layers.0.mlp.experts.3.w1", ["experts.*.w1"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [NAME, "h.0.attn.c_attn", "layers.0.mlp.gate", "layers.0.mixer.in_proj", "blocks.3.mlp.0"],
+)
+def test_all_linear_matches_linear_layers(name: str) -> None:
+    assert matches(name, ["all-linear"])
+    assert matches(name, ["nothing", "all-linear"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head",
+        "decoder.lm_heads.0",
+        "model.embed_tokens",
+        "transformer.wte",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        "layers.0.input_layernorm",
+        "h.0.ln_1",
+        "layers.0.mixer.A_log",
+        "0",
+    ],
+)
+def test_all_linear_does_not_match_what_is_none(name: str) -> None:
+    assert not matches(name, ["all-linear"])

@@ -1,0 +1,131 @@
+"""Whole weights of a model: its logical matrices over the tensors of any format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from checkpoints_index.byte_files import has_file, inside, read_json
+from checkpoints_index.errors import CheckpointError
+from checkpoints_index.logical import LogicalMatrix, logical_matrices
+from checkpoints_index.matrices import Checkpoint, Matrix, Weight
+from checkpoints_index.tensors import TensorStore
+
+CONFIG_FILE = "config.json"
+
+
+class ModelCheckpoint:
+    """A model's whole weights at one step.
+
+    Parameters
+    ----------
+    path : Path
+        The folder, or the file where one file is all.
+    store : TensorStore
+        Its tensors.
+    step : int
+        The optimizer step it belongs to.
+    config : mapping, optional
+        The model's ``config.json``.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration contradicts the tensors, or two matrices have one name.
+    """
+
+    method = "full-ft"
+
+    def __init__(
+        self,
+        path: Path,
+        store: TensorStore,
+        step: int,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.store = store
+        self.step = step
+        self.config: Mapping[str, Any] = config or {}
+        self._logical: dict[str, LogicalMatrix] = {}
+        self._layers: dict[str, list[LogicalMatrix]] = defaultdict(list)
+        try:
+            found = logical_matrices(store.tensors, config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        for logical in found:
+            self._logical[logical.matrix.name] = logical
+            self._layers[logical.layer_path].append(logical)
+        self.matrices: tuple[Matrix, ...] = tuple(m.matrix for m in self._logical.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Names, sizes and times of change of the weight files; of the configuration, what it says.
+
+        That decides how fused matrices are divided.
+        """
+        config = json.dumps(self.config, sort_keys=True, default=str)
+        digest = hashlib.sha256(config.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{self.store.fingerprint},config:{digest[:16]}"
+
+    @property
+    def quantisation(self) -> str | None:
+        """The method by which weights were quantised that are not read here, such as ``"fp8"``."""
+        settings = self.config.get("quantization_config")
+        if not isinstance(settings, Mapping):
+            return None
+        return str(settings.get("quant_method", "unknown"))
+
+    @property
+    def base(self) -> str | None:
+        """Whole weights name no base: ``_name_or_path`` is where a model was last loaded from."""
+        return None
+
+    def bind(self, base: Checkpoint) -> Checkpoint:
+        """Return itself: whole weights are the same on every base."""
+        return self
+
+    def read(self, matrix: Matrix) -> Weight:
+        """Read one matrix."""
+        if matrix.name not in self._logical:
+            raise CheckpointError(f"{self.path} has no matrix {matrix.name!r}.")
+        logical = self._logical[matrix.name]
+        dense = logical.take(self.store.read(logical.tensor, logical.rows))
+        if tuple(dense.shape) != logical.matrix.shape:
+            raise CheckpointError(
+                f"{self.path}: {logical.tensor!r} gives {matrix.name!r} the shape "
+                f"{tuple(dense.shape)}, its header {logical.matrix.shape}."
+            )
+        return Weight(dense=dense)
+
+    def parts_of(self, layer_path: str) -> list[LogicalMatrix]:
+        """Return the logical matrices of a layer, by its cleaned path; none where it is unknown."""
+        return list(self._layers.get(layer_path, ()))
+
+    def read_layer(self, layer_path: str) -> Tensor:
+        """Read a layer's whole tensor as it is stored, in the orientation of its own module.
+
+        Raises
+        ------
+        CheckpointError
+            If the layer is unknown, or is stored in several tensors.
+        """
+        tensors = {part.tensor for part in self.parts_of(layer_path)}
+        if len(tensors) != 1:
+            raise CheckpointError(
+                f"{self.path} must hold {layer_path!r} in one tensor, but has {len(tensors)} "
+                f"({len(self._layers)} layers, e.g. {next(iter(self._layers), None)!r})."
+            )
+        return self.store.read(tensors.pop())
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return a folder's ``config.json``, or ``None`` where it has none."""
+    path = inside(folder, CONFIG_FILE)
+    return read_json(path) if has_file(path) else None

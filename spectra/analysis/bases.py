@@ -1,0 +1,123 @@
+"""Which base checkpoints are compared with: the one given, the one they name, or the one beside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from checkpoints_index import (
+    Checkpoint,
+    CheckpointError,
+    as_location,
+    find_models,
+    is_remote,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def find_base(
+    base: Path | str | None,
+    checkpoints: Sequence[Checkpoint],
+    root: Path | None = None,
+    beside: Sequence[Path] = (),
+) -> Path:
+    """Return where W_0 is.
+
+    Parameters
+    ----------
+    base : Path or str, optional
+        What the user gave: a folder or file, an address such as ``s3://…``, or an id on the hub.
+    checkpoints : sequence of Checkpoint
+        What is compared with it. The base that they name is looked for in the working folder, in
+        `root` and in the hub's cache; then among `beside`, by its name, or as the only one; then
+        on the hub.
+    root : Path, optional
+        The folder that they were found in.
+    beside : sequence of Path
+        Models in it that are no step of anything.
+
+    Raises
+    ------
+    ValueError
+        If neither the user nor the checkpoints name a base, or these name several.
+    FileNotFoundError
+        If the named base is nowhere.
+    """
+    if base is not None:
+        given = as_location(base)
+        return given if is_remote(given) else _fetched(str(base))
+    named = {c.base or None for c in checkpoints}
+    if len(named) > 1:
+        raise ValueError(f"The checkpoints name several bases: {named}. Choose one with --base.")
+    name = named.pop()
+    if name is None and len(beside) != 1:
+        if not beside:
+            raise ValueError(
+                f"{checkpoints[0].path} does not say what it was trained from; give --base."
+            )
+        raise ValueError(
+            f"{checkpoints[0].path} names no base, and there are several models beside it: "
+            f"{', '.join(map(str, beside))}. Choose one with --base."
+        )
+    if name is not None:
+        if Path(name).exists():
+            return Path(name)
+        if root is not None and (below := _below(root, name)) is not None:
+            return below
+        if (cached := _cached(name)) is not None:
+            return cached
+    called_so = [path for path in beside if name is not None and path.name == Path(name).name]
+    for found in (called_so, beside):
+        if len(found) == 1:
+            logger.warning(
+                "%s wants the base %s, which is not there under that name: %s is taken, the %s "
+                "beside it. Give another with --base.",
+                checkpoints[0].path,
+                name or "(it names none)",
+                found[0],
+                "model of its name" if found is called_so else "only model",
+            )
+            return found[0]
+    assert name is not None
+    return _fetched(name)
+
+
+def _below(root: Path, name: str) -> Path | None:
+    """Return the model that a checkpoint means by `name`, in the folder that it was found in."""
+    place = root / name
+    if not is_remote(root):
+        return place if place.exists() else None
+    # A name in a file must not lead to another server.
+    if PurePosixPath(name).is_absolute() or {"", ".."} & set(name.split("/")) or "://" in name:
+        return None
+    try:
+        return place if find_models(place) else None
+    except CheckpointError:
+        return None
+
+
+def _cached(name: str) -> Path | None:
+    """Return the snapshot of a hub id in the hub's cache, if the whole weights are there."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the hub's client raises many kinds, and may not be installed
+        return None
+    return folder if any(not model.missing for model in find_models(folder)) else None
+
+
+def _fetched(name: str) -> Path:
+    if Path(name).exists():
+        return Path(name)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:  # as in `_cached`
+        raise FileNotFoundError(
+            f"The base {name} is neither a folder here nor a model that could be fetched from the "
+            f"hub ({type(error).__name__}). Give its folder with --base."
+        ) from error
