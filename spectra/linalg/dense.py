@@ -88,7 +88,7 @@ def decompose(w: Tensor, solver: str = "auto") -> Decomposition:
     w = as_float64(w)
     with one_torch_thread():
         found = _solve(w, solver)
-    long = found.long / found.lengths[:, None]
+    long = found.long.div_(found.lengths[:, None])
     u, vh = (long.T, found.short.T) if found.tall else (found.short, long)
     return Decomposition(u, found.s, vh, found.solver, found.residual)
 
@@ -149,6 +149,7 @@ def follow_dense(base: Decomposition, w_t: Tensor, solver: str = "auto") -> Turn
 
 
 def _compared(base: Decomposition, found: _Sides) -> Turned:
+    """Overlaps of W_t's vectors with the base's: around the diagonal, and of the leading ones."""
     k = len(base.s)
     width, p = band_width(k), min(LEADING, k)
     short_0, long_0 = base.u.T, base.vh  # rows, (k, k) and (k, l)
