@@ -24,6 +24,7 @@ from typing import Any
 
 import joblib
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 from checkpoints_index import Weight, open_model
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="speed: cases whose name has this in it")
     options = parser.parse_args()
     threads = torch.get_num_threads()
-    print(f"torch {torch.__version__}, {threads} threads, {platform.machine()}")
+    print(f"torch {torch.__version__}, {threads} threads, {platform.machine()}, {_kernels()}")
     for name in options.parts or parts:
         if name not in parts:
             parser.error(f"no part {name!r}; there are {', '.join(parts)}")
@@ -337,6 +338,14 @@ def smollm2(folder: str | None) -> list[Tensor]:
     wanted = [m for m in model.matrices if m.module in ("q_proj", "v_proj")]
     wanted.sort(key=lambda m: (m.layer, m.module))
     return [dense for m in wanted if (dense := model.read(m).dense) is not None]
+
+
+def _kernels() -> str:
+    """Which kernels SciPy's BLAS runs; the environment may force slower ones than there are."""
+    pools = threadpool_info()
+    found = {f"{p['internal_api']} {p.get('architecture', '')}".strip() for p in pools}
+    forced = os.environ.get("OPENBLAS_CORETYPE")
+    return ", ".join(sorted(found)) + (f" (forced: OPENBLAS_CORETYPE={forced})" if forced else "")
 
 
 class _Known(BaseCache):
