@@ -120,9 +120,10 @@ class BitsAndBytesStore:
 
     def _read_packed(self, name: str) -> Tensor:
         functional, state = _functional(self._store), self._packed[name]
-        scales = {part: self._store.read(f"{name}.{part}") for part in _parts(state)}
+        # A view with strides, as a PyTorch file may hold, would be read as if it had none.
+        scales = {part: self._store.read(f"{name}.{part}").contiguous() for part in _parts(state)}
         whole = functional.QuantState.from_dict(state | scales, torch.device("cpu"))
-        codes = self._store.read(name).view(torch.uint8).reshape(-1, 1)
+        codes = self._store.read(name).contiguous().view(torch.uint8).reshape(-1, 1)
         # A single byte is taken for a transposed matrix.
         return functional.dequantize_4bit(codes, whole).reshape(state["shape"])
 

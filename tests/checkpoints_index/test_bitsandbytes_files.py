@@ -13,18 +13,27 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes import functional
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-from checkpoints_index import CheckpointError, open_model
+from checkpoints_index import CheckpointError, find_checkpoints, open_model
 from checkpoints_index.bitsandbytes_files import BitsAndBytesStore
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.safetensors_files import TensorFile
 from tests.checkpoints_index.test_bound_adapters import tiny_gpt2
 from tests.checkpoints_index.test_mutations import mutants, unchecked_from
-from tests.helpers import gaussian, quantised_folder, tiny_model_folder
+from tests.helpers import (
+    attention_weights,
+    gaussian,
+    lora,
+    quantised_folder,
+    shake,
+    tiny_llama,
+    tiny_model_folder,
+)
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 FP4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
@@ -139,6 +148,44 @@ def test_every_size_of_blocks_and_shape(
         assert torch.equal(read, expected.reshape(shape)) and read.dtype == dtype
         wanted = "fp4" + "-double" * double + f"-{size}" * (size != 64)
         assert store.tensors[name].dtype == wanted
+
+
+def test_an_adapter_that_needs_w_0_gets_these_numbers(tmp_path: Path) -> None:
+    folder = folder_of("nf4, scales quantised too", tmp_path)
+    model = lora(AutoModelForCausalLM.from_pretrained(folder, device_map="cpu"), use_dora=True)
+    shake(model)
+    model.save_pretrained(tmp_path / "run" / "checkpoint-5")
+    base = open_model(folder, dequantise=True)
+    (checkpoint,) = (c.bind(base) for c in find_checkpoints(tmp_path / "run"))
+    # PEFT's merge, on a model that has these numbers from the start.
+    numbers = dequantised_by_the_library(folder)
+    plain = tiny_llama()
+    plain.load_state_dict({f"{name}.weight": w for name, w in numbers.items()}, strict=False)
+    merged = PeftModel.from_pretrained(plain.double(), tmp_path / "run" / "checkpoint-5")
+    expected = attention_weights(merged.merge_and_unload())  # type: ignore[operator]
+    assert {matrix.name for matrix in checkpoint.matrices} == expected.keys()
+    for matrix in checkpoint.matrices:
+        w_t = checkpoint.read(matrix).on(numbers[matrix.name].detach())
+        # The norms that PEFT saves are float32.
+        assert torch.allclose(w_t, expected[matrix.name].double(), rtol=0, atol=1e-6)
+        assert not torch.allclose(w_t, numbers[matrix.name].double(), atol=1e-2)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_pytorch_files_are_read_also_where_they_hold_views(double: bool, tmp_path: Path) -> None:
+    w = gaussian(6, 64).float()
+    codes, state = functional.quantize_4bit(w, quant_type="nf4", compress_statistics=double)
+    expected = functional.dequantize_4bit(codes, state)
+    # With strides: the numbers do not lie one after the other.
+    strided = {
+        name: torch.stack([tensor, torch.zeros_like(tensor)], 1)[:, 0]
+        for name, tensor in packed(w, quant_type="nf4", compress_statistics=double).items()
+    }
+    assert not any(tensor.is_contiguous() for tensor in strided.values() if tensor.numel() > 1)
+    torch.save(strided, tmp_path / "pytorch_model.bin")
+    settings = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert torch.equal(read_all(tmp_path)["layers.0.q_proj"], expected)
 
 
 def test_without_a_word_it_is_refused_with_both_choices(tmp_path: Path) -> None:
