@@ -162,7 +162,7 @@ def test_an_adapter_that_needs_w_0_gets_these_numbers(tmp_path: Path) -> None:
     plain = tiny_llama()
     plain.load_state_dict({f"{name}.weight": w for name, w in numbers.items()}, strict=False)
     merged = PeftModel.from_pretrained(plain.double(), tmp_path / "run" / "checkpoint-5")
-    expected = attention_weights(merged.merge_and_unload())  # type: ignore[operator]
+    expected = attention_weights(merged.merge_and_unload())
     assert {matrix.name for matrix in checkpoint.matrices} == expected.keys()
     for matrix in checkpoint.matrices:
         w_t = checkpoint.read(matrix).on(numbers[matrix.name].detach())
