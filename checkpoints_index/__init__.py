@@ -7,6 +7,7 @@ from checkpoints_index.discovery import (
     find_series,
     find_snapshots,
     open_model,
+    settle_quantisation,
 )
 from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
 from checkpoints_index.index import Entry, Index, Series, as_location, build_index, nothing_in
@@ -51,4 +52,5 @@ __all__ = [
     "name_of",
     "nothing_in",
     "open_model",
+    "settle_quantisation",
 ]

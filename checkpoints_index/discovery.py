@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from checkpoints_index.bitsandbytes_files import dequantised
 from checkpoints_index.byte_files import has_file, is_file, is_remote, names_in
 from checkpoints_index.errors import CheckpointError, IncompleteCheckpointError
 from checkpoints_index.formats import (
@@ -29,7 +30,7 @@ from checkpoints_index.index import (
     searched,
 )
 from checkpoints_index.matrices import Checkpoint
-from checkpoints_index.model_folders import ModelCheckpoint
+from checkpoints_index.model_folders import BITSANDBYTES, ModelCheckpoint
 from checkpoints_index.model_readers import open_whole_model
 from checkpoints_index.placing import Placed, place
 from checkpoints_index.readers import Candidate
@@ -170,16 +171,24 @@ def find_snapshots(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=_by_step)
 
 
-def open_model(path: Path | str) -> Checkpoint:
+def open_model(path: Path | str, *, dequantise: bool = False) -> Checkpoint:
     """Open a base: whole weights in any format, or the ``base.safetensors`` of a run.
+
+    Parameters
+    ----------
+    path : Path or str
+        Its folder or file.
+    dequantise : bool
+        Of weights quantised by bitsandbytes, take the numbers that they stand for as W_0.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder or file.
     CheckpointError
-        If it holds no whole weights, or holds them quantised for a library that is not asked here:
-        which numbers are W_0 is then the user's choice. (The blocks of GGUF are read.)
+        If it holds no whole weights, or holds them quantised and `dequantise` does not say so or
+        the quantisation is another one: which numbers are W_0 is then the user's choice. (The
+        blocks of GGUF are read.)
     """
     root = as_location(path)
     if is_file(root):
@@ -188,14 +197,43 @@ def open_model(path: Path | str) -> Checkpoint:
     elif not is_remote(root) and not root.is_dir():
         raise FileNotFoundError(f"{path} is not a folder. Give the base model's.")
     model = open_whole_model(root, step=0)
-    if isinstance(model, ModelCheckpoint) and model.quantisation is not None:
+    if not isinstance(model, ModelCheckpoint) or model.quantisation is None:
+        return model
+    if dequantise and model.quantisation == BITSANDBYTES:
+        return dequantised(model)
+    own = "a folder to which Transformers has saved this one after model.dequantize()"
+    if model.quantisation == BITSANDBYTES:
+        own = "this one together with --dequantise"
+    raise CheckpointError(
+        f"{path} holds quantised weights ({model.quantisation:.100}), and W_0 may be either of "
+        "two: the 16-bit weights that they were made from, or the numbers that they stand for. "
+        f"Choose with --base: the folder or hub id of the 16-bit model; or {own}."
+    )
+
+
+def settle_quantisation(checkpoint: Checkpoint, dequantise: bool) -> Checkpoint:
+    """Return a training's checkpoint with weights that are numbers: as it is, or de-quantised.
+
+    Raises
+    ------
+    CheckpointError
+        If it holds whole weights that are quantised, and `dequantise` does not say so or they were
+        not quantised by bitsandbytes.
+    """
+    if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.quantisation is None:
+        return checkpoint
+    if checkpoint.quantisation != BITSANDBYTES:
         raise CheckpointError(
-            f"{path} holds quantised weights ({model.quantisation}), and W_0 may be either of two: "
-            "the 16-bit weights that they were made from, or the numbers that they stand for. "
-            "Choose with --base: the folder or hub id of the 16-bit model; or a folder to which "
-            "Transformers has saved this one after model.dequantize()."
+            f"{checkpoint.path} holds quantised weights ({checkpoint.quantisation:.100}), which "
+            "are not read. Give a folder to which Transformers has saved the model after "
+            "model.dequantize()."
         )
-    return model
+    if not dequantise:
+        raise CheckpointError(
+            f"{checkpoint.path} holds quantised weights ({BITSANDBYTES}). Compare the numbers that "
+            "they stand for with --dequantise."
+        )
+    return dequantised(checkpoint)
 
 
 def _name_of_its_own(series: Series, is_shared: bool, taken: Collection[str]) -> str:

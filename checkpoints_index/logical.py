@@ -188,15 +188,16 @@ def _matrices(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterat
 
 
 def _of_layer(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterator[LogicalMatrix]:
-    m, n = stored.shape[::-1] if kind.conv1d else stored.shape
+    conv1d = kind.conv1d and not stored.dequantised
+    m, n = stored.shape[::-1] if conv1d else stored.shape
     for part, outputs in _parts(path, m, kind).items():
         whole = len(outputs) == m
-        run = not whole and not kind.conv1d and outputs.blocks == 1
+        run = not whole and not conv1d and outputs.blocks == 1
         yield LogicalMatrix(
             matrix=Matrix(part, 0, "", (len(outputs), n), stored.dtype),
             tensor=name,
             layer_path=path,
-            take=partial(_taken, transposed=kind.conv1d, outputs=None if whole or run else outputs),
+            take=partial(_taken, transposed=conv1d, outputs=None if whole or run else outputs),
             rows=slice(outputs.start, outputs.stop) if run else None,
             outputs=outputs,
         )

@@ -18,6 +18,8 @@ from checkpoints_index.matrices import Checkpoint, Matrix, Weight
 from checkpoints_index.tensors import TensorStore
 
 CONFIG_FILE = "config.json"
+BITSANDBYTES = "bitsandbytes"
+"""What `ModelCheckpoint.quantisation` calls the one that can be de-quantised."""
 
 
 class ModelCheckpoint:
@@ -33,6 +35,8 @@ class ModelCheckpoint:
         The optimizer step it belongs to.
     config : mapping, optional
         The model's ``config.json``.
+    dequantised : str, optional
+        The quantisation, such as ``"nf4"``, where `store` gives what the weights stand for.
 
     Raises
     ------
@@ -48,11 +52,13 @@ class ModelCheckpoint:
         store: TensorStore,
         step: int,
         config: Mapping[str, Any] | None = None,
+        dequantised: str | None = None,
     ) -> None:
         self.path = path
         self.store = store
         self.step = step
         self.config: Mapping[str, Any] = config or {}
+        self.dequantised = dequantised
         self._logical: dict[str, LogicalMatrix] = {}
         self._layers: dict[str, list[LogicalMatrix]] = defaultdict(list)
         try:
@@ -76,11 +82,13 @@ class ModelCheckpoint:
 
     @property
     def quantisation(self) -> str | None:
-        """The method by which weights were quantised that are not read here, such as ``"fp8"``."""
+        """The method of a quantisation that `store` leaves as it is, such as ``"fp8"``."""
         settings = self.config.get("quantization_config")
-        if not isinstance(settings, Mapping):
+        if not isinstance(settings, Mapping) or self.dequantised is not None:
             return None
-        return str(settings.get("quant_method", "unknown"))
+        # Before Transformers 4.33 the method was not written.
+        is_old = settings.get("load_in_4bit") is True or settings.get("load_in_8bit") is True
+        return str(settings.get("quant_method", BITSANDBYTES if is_old else "unknown"))
 
     @property
     def base(self) -> str | None:

@@ -27,10 +27,14 @@ class StoredTensor:
         In which the numbers lie on disk: torch's name, such as ``"bfloat16"``, or that of a
         quantisation, such as ``"q4_0"``. What cannot be a weight ("int64", "unknown") keeps its
         name too.
+    dequantised : bool
+        Whether packed integers are read as what they and their scales stand for, a matrix as
+        `nn.Linear` has it even where the layer was a `Conv1D`.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    dequantised: bool = False
 
     @property
     def can_be_weight(self) -> bool:
@@ -38,7 +42,8 @@ class StoredTensor:
 
         Floats of 8 bits and integers are weights only together with scales in another tensor.
         """
-        return self.dtype in _FLOATS or _QUANTISATION.fullmatch(self.dtype) is not None
+        is_quantisation = _QUANTISATION.fullmatch(self.dtype) is not None
+        return self.dequantised or self.dtype in _FLOATS or is_quantisation
 
 
 class TensorStore(Protocol):

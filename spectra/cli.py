@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("spectra").setLevel(logging.INFO)
+    # It warns of kernels for inference that are not there, whoever imports it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Between the libraries, not for the user to act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\b")
     try:
@@ -116,6 +118,7 @@ def _analyze(options: argparse.Namespace) -> None:
 
     chosen: dict[str, Any] = {
         "base": options.base,
+        "dequantise": options.dequantise,
         "modules": _names(options.modules),
         "out": options.out,
         "values_only": options.values_only,
@@ -322,6 +325,12 @@ def _parser() -> argparse.ArgumentParser:
         help="runs, a folder of runs, or folders with checkpoints; or addresses of such",
     )
     command.add_argument("--base", help="folder, file, address or hub id of the base model")
+    command.add_argument(
+        "--dequantise",
+        action="store_true",
+        help="of weights quantised by bitsandbytes, take the numbers that they stand for (for a "
+        "base the other choice is --base with the 16-bit model)",
+    )
     _modules(command)
     command.add_argument(
         "--out",

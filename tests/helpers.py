@@ -5,7 +5,7 @@ Everything is seeded and leaves torch's global random state as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,22 @@ def tiny_model_folder(
     """Write `tiny_llama` and its tokenizer as a Hugging Face folder; returns `folder`."""
     tiny_llama(seed, layers, dtype).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def quantised_folder(
+    base: Path, folder: Path, options: Mapping[str, Any], shard: str = "5GB"
+) -> Path:
+    """Write the model of a folder as Transformers quantises it for bitsandbytes."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        quantization_config=BitsAndBytesConfig(**options),
+        device_map="cpu",
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
 

@@ -20,7 +20,9 @@ from checkpoints_index import (
     is_remote,
     name_of,
     open_model,
+    settle_quantisation,
 )
+from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.bases import find_base
@@ -42,6 +44,7 @@ def analyze(
     paths: Path | str | Sequence[Path | str],
     *,
     base: Path | str | None = None,
+    dequantise: bool = False,
     modules: Sequence[str] | None = None,
     out: Path | str | None = None,
     values_only: bool = False,
@@ -67,6 +70,9 @@ def analyze(
         Folder, file, address or hub id of the base model. Needed for checkpoints outside a run,
         unless their adapters name one that is on this machine, or there is just one model beside
         them.
+    dequantise : bool
+        Of weights that bitsandbytes quantised, the base's and whole checkpoints', take the numbers
+        that they stand for. Without it they are refused: of a base it is a choice of W_0.
     modules : sequence of str, optional
         Names or globs; for a run all that it recorded, elsewhere q_proj and v_proj.
     out : Path or str, optional
@@ -107,7 +113,7 @@ def analyze(
     """
     quantities = _quantities(values_only, solver, precision)
     runs = []
-    for job in _jobs(paths, base, modules, out):
+    for job in _jobs(paths, base, dequantise, modules, out):
         job.describe()
         with job.run.lock("analysis"):
             job.bring_up_to_date(quantities, workers, scheduler, progress)
@@ -119,6 +125,7 @@ def estimate(
     paths: Path | str | Sequence[Path | str],
     *,
     base: Path | str | None = None,
+    dequantise: bool = False,
     modules: Sequence[str] | None = None,
     out: Path | str | None = None,
     values_only: bool = False,
@@ -129,7 +136,7 @@ def estimate(
 
     Parameters
     ----------
-    paths, base, modules, out, values_only, solver, precision
+    paths, base, dequantise, modules, out, values_only, solver, precision
         As of `analyze`.
 
     Returns
@@ -143,7 +150,9 @@ def estimate(
         As `analyze`.
     """
     quantities = _quantities(values_only, solver, precision)
-    tasks = [t for job in _jobs(paths, base, modules, out) for t in job.tasks(quantities)]
+    tasks = [
+        t for job in _jobs(paths, base, dequantise, modules, out) for t in job.tasks(quantities)
+    ]
     return estimate_cost(tasks, quantities, BaseCache())
 
 
@@ -201,6 +210,7 @@ class _Job:
 def _jobs(
     paths: Path | str | Sequence[Path | str],
     base: Path | str | None,
+    dequantise: bool,
     modules: Sequence[str] | None,
     out: Path | str | None,
 ) -> Iterator[_Job]:
@@ -223,16 +233,21 @@ def _jobs(
             yield _Job(target, snapshots, w_0, modules, recorded=target.path == source.path)
         return
     if len(given) == 1:
-        yield from _series_jobs(given[0], base, modules, out)
+        yield from _series_jobs(given[0], base, dequantise, modules, out)
         return
     checkpoints = [c for p in given for c in find_checkpoints(p)]
     refuse_shared_steps(checkpoints)
     run = Run(out if out is not None else Path("runs") / name_of(given[0]))
-    yield _job(run, checkpoints, open_model(find_base(base, checkpoints)), modules)
+    model = open_model(find_base(base, checkpoints), dequantise=dequantise)
+    yield _job(run, checkpoints, model, dequantise, modules)
 
 
 def _series_jobs(
-    path: Path, base: Path | str | None, modules: Sequence[str] | None, out: Path | str | None
+    path: Path,
+    base: Path | str | None,
+    dequantise: bool,
+    modules: Sequence[str] | None,
+    out: Path | str | None,
 ) -> list[_Job]:
     """Each training in a folder as a run of its own; all bases are found before any is read."""
     found = find_series(path)
@@ -254,8 +269,8 @@ def _series_jobs(
         w_0 = find_base(base, series.checkpoints, path, near)
         run = Run(target if len(trained) == 1 else target / series.name)
         if w_0 not in bases:
-            bases[w_0] = open_model(w_0)
-        jobs.append(_job(run, series.checkpoints, bases[w_0], modules))
+            bases[w_0] = open_model(w_0, dequantise=dequantise)
+        jobs.append(_job(run, series.checkpoints, bases[w_0], dequantise, modules))
     used = {_identity(job.base.path) for job in jobs}
     for model in beside:
         if _identity(model) not in used:
@@ -272,14 +287,18 @@ def _identity(path: Path) -> str:
 
 
 def _job(
-    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str] | None
+    run: Run,
+    checkpoints: Sequence[Checkpoint],
+    base: Checkpoint,
+    dequantise: bool,
+    modules: Sequence[str] | None,
 ) -> _Job:
     if (run.snapshots_path / BASE_FILE).is_file():
         raise ValueError(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
-    bound = [checkpoint.bind(base) for checkpoint in checkpoints]
+    bound = [settle_quantisation(c, dequantise).bind(base) for c in checkpoints]
     return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
 
 
@@ -319,10 +338,13 @@ def _describe(
     run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str]
 ) -> None:
     methods = sorted({c.method for c in checkpoints})
-    described = run.read_settings().get("base", {}).get("name") if run.exists() else None
-    if described not in (None, str(base.path)):
+    described = run.read_settings().get("base", {}) if run.exists() else {}
+    dequantised = base.dequantised if isinstance(base, ModelCheckpoint) else None
+    now = _named(str(base.path), dequantised)
+    before = _named(described.get("name", base.path), described.get("dequantised"))
+    if described.get("name") is not None and before != now:
         raise ValueError(
-            f"{run.path} was analysed against the base {described}, now it is {base.path}. Choose "
+            f"{run.path} was analysed against the base {before}, now it is {now}. Choose "
             "another --out."
         )
     run.update_settings(
@@ -331,9 +353,15 @@ def _describe(
         base={
             "name": str(base.path),
             "fingerprint": base.fingerprint,
+            # "nf4", where W_0 is not the weights that these were quantised from.
+            "dequantised": dequantised,
             # A quantisation's name, such as "q4_0", where W_0 is what that stands for.
             "dtypes": sorted({m.dtype for m in base.matrices}),
         },
         checkpoints=[str(c.path) for c in checkpoints],
         state="finished",
     )
+
+
+def _named(base: str, dequantised: str | None) -> str:
+    return base if dequantised is None else f"{base} (de-quantised from {dequantised})"

@@ -32,7 +32,7 @@ WORKS = ("recording", "analysis")
 # Files this old that are still unfinished belong to a process that was killed.
 _LEFTOVER_SECONDS = 3600.0
 _LOCK_ATTEMPTS = 10
-_VERSIONED = ("torch", "numpy", "scipy", "transformers", "peft", "safetensors")
+_VERSIONED = ("torch", "numpy", "scipy", "transformers", "peft", "bitsandbytes", "safetensors")
 
 
 class Run:
