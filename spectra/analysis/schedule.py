@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from checkpoints_index import CheckpointError, Weight, add_bytes_read, counting_bytes
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import available_cores, step_cost, worker_bytes
+from spectra.analysis.parcels import Packer, Parcel
 from spectra.analysis.plan import StaleStep, Task
 from spectra.analysis.rows import BaseMatrix, Quantities, Row, unreadable_row
 from spectra.linalg import decompose
@@ -169,9 +170,10 @@ def _in_parallel(
     chunks = [list(enumerate(_chunks(task, quantities))) for task in tasks]
     rounds = sorted((n, i) for i, parts in enumerate(chunks) for n, _ in parts)
     left = dict(enumerate(chunks[i][n][1] for n, i in rounds))
+    packer = Packer()
     hopeless = 0
     while left:
-        jobs = _jobs(left, quantities, cache, workers.threads)
+        jobs = _jobs(left, packer, quantities, cache, workers.threads)
         parallel = joblib.Parallel(n_jobs=workers.processes, return_as="generator_unordered")
         try:
             for solved in parallel(jobs):
@@ -182,7 +184,8 @@ def _in_parallel(
             logger.warning("A worker was lost; its matrices are computed again.")
             # Whatever it was at is among these: one by one, only the culprit can be lost again.
             for number in list(left)[: _DISPATCHED * workers.processes]:
-                found = _alone({number: left.pop(number)}, quantities, cache, workers.threads)
+                chunk = {number: left.pop(number)}
+                found = _alone(chunk, packer, quantities, cache, workers.threads)
                 if found is None:
                     hopeless += 1
                     continue
@@ -199,20 +202,29 @@ def _in_parallel(
 
 
 def _jobs(
-    chunks: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
+    chunks: Mapping[int, Task],
+    packer: Packer,
+    quantities: Quantities,
+    cache: BaseCache,
+    threads: int,
 ) -> Iterator[Any]:
     for number, task in list(chunks.items()):
-        yield joblib.delayed(_solve_chunk)(number, task, quantities, cache, threads)
+        parcel = packer.parcel(task)
+        yield joblib.delayed(_solve_chunk)(number, parcel, quantities, cache, threads)
 
 
 def _alone(
-    chunk: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
+    chunk: Mapping[int, Task],
+    packer: Packer,
+    quantities: Quantities,
+    cache: BaseCache,
+    threads: int,
 ) -> _Solved | None:
     """One chunk, computed while nothing else is; None if that takes workers down too."""
     for _ in range(_ATTEMPTS):
         try:
             # With one job joblib would stay in this process.
-            (found,) = joblib.Parallel(n_jobs=2)(_jobs(chunk, quantities, cache, threads))
+            (found,) = joblib.Parallel(n_jobs=2)(_jobs(chunk, packer, quantities, cache, threads))
             return found
         except TerminatedWorkerError:
             continue
@@ -233,11 +245,11 @@ def _chunks(task: Task, quantities: Quantities) -> list[Task]:
 
 
 def _solve_chunk(
-    number: int, task: Task, quantities: Quantities, cache: BaseCache, threads: int
+    number: int, parcel: Parcel, quantities: Quantities, cache: BaseCache, threads: int
 ) -> _Solved:
     failed: list[CheckpointError] = []
     with _threads(threads), counting_bytes() as read:
-        rows = list(_solve(task, quantities, cache, failed))
+        rows = list(_solve(parcel.opened(), quantities, cache, failed))
     return _Solved(number, rows, failed, os.getpid(), read)
 
 
