@@ -237,6 +237,6 @@ def _functional(store: TensorStore) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{store.path}: de-quantising needs the bitsandbytes package: "
-            'pip install "spectra-svd[bitsandbytes]".'
+            'pip install ".[bitsandbytes]".'
         ) from error
     return functional

@@ -48,6 +48,11 @@ _PLAIN = {
     "I32": "int32",
     "I64": "int64",
 }
+# Architectures whose q_proj and k_proj llama.cpp's converter puts in the order of Meta's Llama.
+_REORDERED = frozenset(
+    "llama arcee arctic baichuan bailingmoe deci deepseek granite granitehybrid granitemoe "
+    "internlm2 minicpm mistral3 olmo smollm3 xverse".split()
+)
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 # What lies beside a model and is none: projectors of images, importance matrices.
 _NO_MODEL = re.compile(r"mmproj.*|.*imatrix.*", re.IGNORECASE)
@@ -67,7 +72,7 @@ class GgufModel:
 
     Quantised tensors have their quantisation's name as dtype, such as ``"q4_0"``, and are read as
     the float32 numbers that it stands for. llama.cpp's converter reorders the rows of ``q_proj``
-    and ``k_proj`` of Llama models; they are given in the order of Hugging Face.
+    and ``k_proj`` of Llama and its relatives; they are given in the order of Hugging Face.
 
     Parameters
     ----------
@@ -172,15 +177,17 @@ class GgufModel:
             ) from error
 
     def _permuted_heads(self, name: str, shape: tuple[int, ...]) -> int | None:
-        if self.config.get("model_type") != "llama" or not shape:
+        if self.config.get("model_type") not in _REORDERED or not shape:
             return None
         part = name.removesuffix(".weight").removesuffix(".bias").rsplit(".", 1)[-1]
         key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(part)
         if key is None:
             return None
-        heads = self.config.get(key, self.config.get("num_attention_heads"))
-        # The whole of a Llama's heads rotates.
+        # The whole of their heads rotates.
         size = self.config.get("head_dim", self.config.get("rotary_dim"))
+        heads = self.config.get(key)
+        if heads is None:  # not told, or told layer by layer
+            heads = shape[0] // size if size else self.config.get("num_attention_heads")
         if (
             type(heads) is not int
             or heads < 1
@@ -206,7 +213,7 @@ def _kinds(path: Path) -> Any:
         from gguf.constants import GGMLQuantizationType
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f'{path}: reading GGUF needs the gguf package: pip install "spectra-svd[gguf]".'
+            f'{path}: reading GGUF needs the gguf package: pip install ".[gguf]".'
         ) from error
     return GGMLQuantizationType
 

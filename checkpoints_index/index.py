@@ -288,11 +288,16 @@ def _in_series(entries: list[tuple[Entry, bool]]) -> tuple[Series, ...]:
 
 
 def _ends_apart(name: str, group: list[tuple[Entry, bool]]) -> list[tuple[str, list[Entry]]]:
-    """Take apart the ends of several trainings that lie side by side and share a step."""
+    """Take apart the ends of several trainings that lie side by side.
+
+    Where names tell the steps of others beside them, they are of that training, unless two share a
+    step.
+    """
     unnamed = [entry for entry, is_named in group if not is_named]
-    if len({entry.step for entry in unnamed}) == len(unnamed):
-        return [(name, [entry for entry, _ in group])]
     named = [entry for entry, is_named in group if is_named]
+    apart_by_step = len({entry.step for entry in unnamed}) == len(unnamed)
+    if len(unnamed) < 2 or (named and apart_by_step):
+        return [(name, [entry for entry, _ in group])]
     apart = [(f"{name}/{entry.path.name}", [entry]) for entry in unnamed]
     return ([(name, named)] if named else []) + apart
 

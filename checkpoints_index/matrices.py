@@ -28,7 +28,7 @@ ALL_LINEAR = "all-linear"
 _NOT_LINEAR = re.compile(
     r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
     r"|embed_(tokens|positions|in|out|sum|avg)|pos_embed|rel_pos_[hw]|positions?|inv_freq|codebook"
-    r"|scale|lm_heads?)$|^(shared|d)$|_log$|^time_(mix|decay|first|maa|faaaa)"
+    r"|scales?|scale_inv|lm_heads?)$|^(shared|d)$|_log$|^time_(mix|decay|first|maa|faaaa)"
 )
 
 DTYPES = {
@@ -252,7 +252,8 @@ def locate(name: str) -> tuple[int, str] | None:
 def is_linear(name: str) -> bool:
     """Whether a cleaned path is that of a linear layer, as far as names tell.
 
-    Embeddings, heads over the vocabulary, norms, biases and tables of positions are not.
+    Embeddings, heads over the vocabulary, norms, biases, tables of positions and the scales of
+    quantised weights are not.
 
     Examples
     --------

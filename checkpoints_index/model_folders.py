@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from checkpoints_index.byte_files import has_file, inside, read_json
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.logical import LogicalMatrix, logical_matrices
 from checkpoints_index.matrices import Checkpoint, Matrix, Weight
+from checkpoints_index.stacks import Stacks
 from checkpoints_index.tensors import TensorStore
 
 CONFIG_FILE = "config.json"
@@ -96,8 +99,22 @@ class ModelCheckpoint:
         return None
 
     def bind(self, base: Checkpoint) -> Checkpoint:
-        """Return itself: whole weights are the same on every base."""
-        return self
+        """Return the same weights, under the base's names where its class has others for them.
+
+        GPT-2's files say ``h.0``, those of its language model ``transformer.h.0``.
+        """
+        own = {matrix.name for matrix in base.matrices}
+        stacks = Stacks(own)
+        names = {name: _name_in(stacks, own, name) for name in self._logical}
+        if len(set(names.values())) < len(names) or all(a == b for a, b in names.items()):
+            return self
+        bound = copy.copy(self)
+        bound._logical = {
+            names[name]: replace(m, matrix=replace(m.matrix, name=names[name]))
+            for name, m in self._logical.items()
+        }
+        bound.matrices = tuple(m.matrix for m in bound._logical.values())
+        return bound
 
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix."""
@@ -131,6 +148,14 @@ class ModelCheckpoint:
                 f"({len(self._layers)} layers, e.g. {next(iter(self._layers), None)!r})."
             )
         return self.store.read(tensors.pop())
+
+
+def _name_in(stacks: Stacks, names: Collection[str], name: str) -> str:
+    """Return what another model calls a matrix; its own name where that cannot be told."""
+    try:
+        return next((n for n in stacks.same_layer(name) if n in names), name)
+    except CheckpointError:  # of a tower that the other has not
+        return name
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -213,8 +213,7 @@ def _peft(settings: Mapping[str, Any], path: str) -> Iterator[None]:
         import peft
     except ImportError as error:
         raise CheckpointError(
-            f"A {kind} adapter is merged by PEFT, which is not installed: pip install "
-            '"spectra-svd[train]".'
+            f'A {kind} adapter is merged by PEFT, which is not installed: pip install ".[train]".'
         ) from error
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -63,7 +63,7 @@ def open_path(address: str | Path) -> Path:
     except (ImportError, ValueError) as error:
         raise CheckpointError(
             f"{address} cannot be opened ({error}). Remote addresses need "
-            '`pip install "spectra-svd[remote]"` and fsspec\'s library for the scheme: s3fs, '
+            '`pip install ".[remote]"` and fsspec\'s library for the scheme: s3fs, '
             "gcsfs, adlfs or huggingface_hub."
         ) from error
     return path

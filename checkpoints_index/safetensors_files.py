@@ -17,7 +17,6 @@ from torch import Tensor
 
 from checkpoints_index.byte_files import (
     ByteFile,
-    inside,
     open_bytes,
     parse_json,
     read_tensor,
@@ -28,11 +27,10 @@ from checkpoints_index.errors import CheckpointError
 from checkpoints_index.matrices import Checkpoint
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.readers import Candidate
-from checkpoints_index.shards import ShardedStore, shard_candidate, with_config
-from checkpoints_index.tensors import StoredTensor, TensorStore
+from checkpoints_index.shards import open_whole, whole_model
+from checkpoints_index.tensors import StoredTensor
 
 MODEL_FILE = "model.safetensors"
-MODEL_INDEX = "model.safetensors.index.json"
 
 # Describes 200,000 tensors. The safetensors library allows 100 MB, but hostile JSON of this length
 # already takes 2 s and 500 MiB to parse.
@@ -212,17 +210,10 @@ class SafetensorsReader:
 
     def find(self, folder: Path, names: Collection[str]) -> list[Candidate]:
         """Return the folder itself, where it holds a model in one file or in shards."""
-        if MODEL_FILE in names and MODEL_INDEX not in names:
-            return [with_config(Candidate(folder, self.format, (MODEL_FILE,)), names)]
-        found = shard_candidate(folder, MODEL_INDEX, names, self.format)
-        return [with_config(found, names)] if found else []
+        found = whole_model(folder, MODEL_FILE, names, self.format)
+        return [found] if found else []
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading headers only."""
-        folder = candidate.path
-        store: TensorStore
-        if MODEL_INDEX in candidate.files:
-            store = ShardedStore(folder, MODEL_INDEX, TensorFile)
-        else:
-            store = TensorFile(inside(folder, MODEL_FILE))
+        folder, store = candidate.path, open_whole(candidate, MODEL_FILE, TensorFile)
         return ModelCheckpoint(folder, store, step, read_config(folder))

@@ -109,6 +109,25 @@ def shard_candidate(
     return Candidate(folder, format, files, tuple(file for file in files if file not in names))
 
 
+def whole_model(folder: Path, file: str, names: Collection[str], format: str) -> Candidate | None:
+    """Return the model of a folder in one file of this name, or in shards of it; else ``None``."""
+    index = f"{file}.index.json"
+    if file in names and index not in names:
+        return with_config(Candidate(folder, format, (file,)), names)
+    found = shard_candidate(folder, index, names, format)
+    return with_config(found, names) if found else None
+
+
+def open_whole(
+    candidate: Candidate, file: str, open_file: Callable[[Path], TensorStore]
+) -> TensorStore:
+    """Open the tensors of what `whole_model` found."""
+    index = f"{file}.index.json"
+    if index in candidate.files:
+        return ShardedStore(candidate.path, index, open_file)
+    return open_file(inside(candidate.path, file))
+
+
 def with_config(candidate: Candidate, names: Collection[str]) -> Candidate:
     """Return a model whose configuration, where there is one, counts among its files."""
     config = ("config.json",) if "config.json" in names else ()

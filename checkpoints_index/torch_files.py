@@ -16,8 +16,8 @@ from checkpoints_index.matrices import Checkpoint, torch_dtype_name
 from checkpoints_index.model_folders import ModelCheckpoint, read_config
 from checkpoints_index.pickle_bounds import check_pickle
 from checkpoints_index.readers import Candidate
-from checkpoints_index.shards import SHARD, ShardedStore, shard_candidate, with_config
-from checkpoints_index.tensors import StoredTensor, TensorStore
+from checkpoints_index.shards import SHARD, open_whole, whole_model, with_config
+from checkpoints_index.tensors import StoredTensor
 from checkpoints_index.torch_archives import Archive, TensorPlace, load_plain
 
 MODEL_FILE = "pytorch_model.bin"
@@ -166,19 +166,12 @@ class TorchReader:
         """Return the folder, unless it holds the same weights as safetensors too."""
         if {"model.safetensors", "model.safetensors.index.json"} & set(names):
             return []
-        if MODEL_FILE in names and MODEL_INDEX not in names:
-            return [with_config(Candidate(folder, self.format, (MODEL_FILE,)), names)]
-        found = shard_candidate(folder, MODEL_INDEX, names, self.format)
-        return [with_config(found, names)] if found else []
+        found = whole_model(folder, MODEL_FILE, names, self.format)
+        return [found] if found else []
 
     def open(self, candidate: Candidate, step: int) -> Checkpoint:
         """Open it, reading descriptions only."""
-        folder = candidate.path
-        store: TensorStore
-        if MODEL_INDEX in candidate.files:
-            store = ShardedStore(folder, MODEL_INDEX, TorchFile)
-        else:
-            store = TorchFile(inside(folder, MODEL_FILE))
+        folder, store = candidate.path, open_whole(candidate, MODEL_FILE, TorchFile)
         return ModelCheckpoint(folder, store, step, read_config(folder))
 
 

@@ -32,8 +32,8 @@ _NOT_SEARCHED = re.compile(r"\..*|__pycache__|optimizer([-_]\d+)?")
 _UNFINISHED_FOLDER = re.compile(r"tmp[-_](checkpoint|step|global_?step)[-_]?\d+")
 # Where Megatron and DeepSpeed save what one rank holds of a model.
 _RANK = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_\d+(_\d+)?(_model_states\.pt)?")
-# Folders changed so recently may change again without a new time: file systems count in ticks of
-# up to two seconds.
+# What changed so recently may change again without a new time: file systems count in ticks of up
+# to two seconds.
 _TICK_NS = 2_000_000_000
 
 
@@ -65,7 +65,7 @@ class Found:
     candidate : Candidate
         Where it is.
     stamps : tuple of Stamp
-        Of its files.
+        Of its files; with a time that no file has where theirs may not tell.
     is_file : bool
         Whether it is something in the folder, which may hold several, and not the folder.
     details : Details, optional
@@ -229,14 +229,15 @@ def _listed(path: Path, real_root: str, before: Folder, trusted_before: int) -> 
     names, folders, notes = _list(path, real_root)
     state, step = ABSENT, None
     if STATE_FILE in names:
-        state = _stamp(base, STATE_FILE)
+        state = _lasting(_stamp(base, STATE_FILE), trusted_before)
         step = before.step if state == before.state else step_in_state(path / STATE_FILE)
     known = {f.candidate: f for f in before.found}
     found = []
     candidates, folders = sorted_out(path, names, folders)
     for candidate in candidates:
         is_part = candidate.path != path
-        now = Found(candidate, tuple(_stamp(base, name) for name in candidate.files), is_part)
+        stamps = tuple(_lasting(stamp, trusted_before) for stamp in _stamps(base, candidate))
+        now = Found(candidate, stamps, is_part)
         then = known.get(candidate)
         if then and then.stamps == now.stamps:
             now = replace(now, details=then.details)
@@ -301,6 +302,12 @@ def _is_within(path: str, root: str) -> bool:
 
 def _stamps(base: str, candidate: Candidate) -> tuple[Stamp, ...]:
     return tuple(_stamp(base, name) for name in candidate.files)
+
+
+def _lasting(stamp: Stamp, trusted_before: int) -> Stamp:
+    """Return a stamp that no later one equals, where the file may change without a new time."""
+    size, mtime_ns = stamp
+    return stamp if mtime_ns < trusted_before else (size, -trusted_before)
 
 
 def _stamp(base: str, name: str) -> Stamp:

@@ -31,8 +31,8 @@ def find_base(
         What the user gave: a folder or file, an address such as ``s3://…``, or an id on the hub.
     checkpoints : sequence of Checkpoint
         What is compared with it. The base that they name is looked for in the working folder, in
-        `root` and in the hub's cache; then among `beside`, by its name, or as the only one; then
-        on the hub.
+        `root` and in the hub's cache; then among `beside`, by its name; then on the hub. Where it
+        is nowhere, or they name none, it is the only one of `beside`.
     root : Path, optional
         The folder that they were found in.
     beside : sequence of Path
@@ -69,19 +69,26 @@ def find_base(
         if (cached := _cached(name)) is not None:
             return cached
     called_so = [path for path in beside if name is not None and path.name == Path(name).name]
-    for found in (called_so, beside):
-        if len(found) == 1:
-            logger.warning(
-                "%s wants the base %s, which is not there under that name: %s is taken, the %s "
-                "beside it. Give another with --base.",
-                checkpoints[0].path,
-                name or "(it names none)",
-                found[0],
-                "model of its name" if found is called_so else "only model",
-            )
-            return found[0]
-    assert name is not None
-    return _fetched(name)
+    by_name = len(called_so) == 1
+    if name is not None and not by_name:
+        # What else lies beside may well be this training merged: the hub's is the one named.
+        try:
+            fetched = _fetched(name)
+            if _has_weights(fetched) or len(beside) != 1:
+                return fetched
+        except FileNotFoundError:
+            if len(beside) != 1:
+                raise
+    (found,) = called_so if by_name else beside
+    logger.warning(
+        "%s wants the base %s, which is not there under that name: %s is taken, the %s beside it. "
+        "Give another with --base.",
+        checkpoints[0].path,
+        name or "(it names none)",
+        found,
+        "model of its name" if by_name else "only model",
+    )
+    return found
 
 
 def _below(root: Path, name: str) -> Path | None:
@@ -106,7 +113,11 @@ def _cached(name: str) -> Path | None:
         folder = Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub's client raises many kinds, and may not be installed
         return None
-    return folder if any(not model.missing for model in find_models(folder)) else None
+    return folder if _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(not model.missing for model in find_models(folder))
 
 
 def _fetched(name: str) -> Path:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from checkpoints_index import (
     Checkpoint,
+    CheckpointError,
     as_location,
     find_checkpoints,
     find_series,
@@ -105,7 +106,8 @@ def analyze(
     FileNotFoundError
         If a path does not exist or holds no checkpoint.
     checkpoints_index.CheckpointError
-        If a checkpoint is broken.
+        If a checkpoint is broken: before anything is computed where its headers say so, else at the
+        end, when all others and all other runs have their rows.
     ValueError
         If base, modules and checkpoints do not fit together, or an option is unknown.
     RuntimeError
@@ -113,11 +115,17 @@ def analyze(
     """
     quantities = _quantities(values_only, solver, precision)
     runs = []
+    failed: list[CheckpointError] = []
     for job in _jobs(paths, base, dequantise, modules, out):
         job.describe()
         with job.run.lock("analysis"):
-            job.bring_up_to_date(quantities, workers, scheduler, progress)
+            try:
+                job.bring_up_to_date(quantities, workers, scheduler, progress)
+            except CheckpointError as error:
+                failed.append(error)
         runs.append(job.run)
+    if failed:
+        raise CheckpointError(" ".join(map(str, failed)))
     return read_runs(runs, "drift")
 
 

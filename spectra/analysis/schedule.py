@@ -16,9 +16,10 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
-from checkpoints_index import Weight, add_bytes_read, counting_bytes
+from checkpoints_index import CheckpointError, Weight, add_bytes_read, counting_bytes
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import available_cores, step_cost, worker_bytes
+from spectra.analysis.parcels import Packer, Parcel
 from spectra.analysis.plan import StaleStep, Task
 from spectra.analysis.rows import BaseMatrix, Quantities, Row, unreadable_row
 from spectra.linalg import decompose
@@ -54,10 +55,11 @@ class Workers:
 
 @dataclasses.dataclass(frozen=True)
 class _Solved:
-    """What a worker gives back: the rows of a chunk, and what it read of remote files for them."""
+    """What a worker gives back of a chunk: its rows, what failed, and what it read of the net."""
 
     number: int
     rows: list[Rows]
+    failed: list[CheckpointError]
     process: int
     read: Mapping[str, int]
 
@@ -76,6 +78,8 @@ def compute(
 ) -> Iterator[Rows]:
     """Yield a row of drift and one of spectrum for every stale step, in any order.
 
+    A matrix that cannot be read costs its own rows and no others.
+
     Parameters
     ----------
     tasks : sequence of Task
@@ -91,20 +95,39 @@ def compute(
 
     Raises
     ------
+    CheckpointError
+        At the end, if matrices could not be read.
     RuntimeError
         At the end, if some matrices take down every worker that they are given to.
     """
+    failed: list[CheckpointError] = []
+    yield from _computed(tasks, quantities, cache, workers, scheduler, failed)
+    if failed:
+        raise CheckpointError(
+            f"{len(failed)} matrices could not be read; their rows are missing, all others are "
+            f"there. {'; '.join(dict.fromkeys(map(str, failed)))}"
+        )
+
+
+def _computed(
+    tasks: Sequence[Task],
+    quantities: Quantities,
+    cache: BaseCache,
+    workers: int | None,
+    scheduler: str | None,
+    failed: list[CheckpointError],
+) -> Iterator[Rows]:
     if scheduler is not None:
         with _connect(scheduler), joblib.parallel_config(backend="dask"):
-            yield from _in_parallel(tasks, quantities, cache, Workers(-1, 1))
+            yield from _in_parallel(tasks, quantities, cache, Workers(-1, 1), failed)
         return
     chosen = choose_workers(tasks, quantities, workers)
     if chosen.processes == 1:
         for task in tasks:
-            yield from _solve(task, quantities, cache)
+            yield from _solve(task, quantities, cache, failed)
         return
     with joblib.parallel_config(backend="loky", inner_max_num_threads=chosen.threads):
-        yield from _in_parallel(tasks, quantities, cache, chosen)
+        yield from _in_parallel(tasks, quantities, cache, chosen, failed)
 
 
 def choose_workers(
@@ -136,31 +159,41 @@ def choose_workers(
 
 
 def _in_parallel(
-    tasks: Sequence[Task], quantities: Quantities, cache: BaseCache, workers: Workers
+    tasks: Sequence[Task],
+    quantities: Quantities,
+    cache: BaseCache,
+    workers: Workers,
+    failed: list[CheckpointError],
 ) -> Iterator[Rows]:
     # Every matrix once before any matrix twice: a base is then decomposed by one worker while
     # the others are at other matrices, and in the cache when they come to it.
     chunks = [list(enumerate(_chunks(task, quantities))) for task in tasks]
     rounds = sorted((n, i) for i, parts in enumerate(chunks) for n, _ in parts)
     left = dict(enumerate(chunks[i][n][1] for n, i in rounds))
+    packer = Packer()
     hopeless = 0
     while left:
-        jobs = _jobs(left, quantities, cache, workers.threads)
+        jobs = _jobs(left, packer, quantities, cache, workers.threads)
         parallel = joblib.Parallel(n_jobs=workers.processes, return_as="generator_unordered")
         try:
             for solved in parallel(jobs):
                 del left[solved.number]
+                failed += solved.failed
                 yield from solved.counted_rows()
         except TerminatedWorkerError:
             logger.warning("A worker was lost; its matrices are computed again.")
             # Whatever it was at is among these: one by one, only the culprit can be lost again.
             for number in list(left)[: _DISPATCHED * workers.processes]:
-                found = _alone({number: left.pop(number)}, quantities, cache, workers.threads)
+                chunk = {number: left.pop(number)}
+                found = _alone(chunk, packer, quantities, cache, workers.threads)
                 if found is None:
                     hopeless += 1
-                else:
-                    yield from found
+                    continue
+                failed += found.failed
+                yield from found.counted_rows()
     if hopeless:
+        for error in failed:
+            logger.warning("%s", error)
         raise RuntimeError(
             f"{hopeless} groups of matrices took down every worker, most likely for want of "
             "memory; their rows are missing, all others are there. Run the same command with "
@@ -169,21 +202,30 @@ def _in_parallel(
 
 
 def _jobs(
-    chunks: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
+    chunks: Mapping[int, Task],
+    packer: Packer,
+    quantities: Quantities,
+    cache: BaseCache,
+    threads: int,
 ) -> Iterator[Any]:
     for number, task in list(chunks.items()):
-        yield joblib.delayed(_solve_chunk)(number, task, quantities, cache, threads)
+        parcel = packer.parcel(task)
+        yield joblib.delayed(_solve_chunk)(number, parcel, quantities, cache, threads)
 
 
 def _alone(
-    chunk: Mapping[int, Task], quantities: Quantities, cache: BaseCache, threads: int
-) -> list[Rows] | None:
-    """Rows of one chunk, computed while nothing else is; None if that takes workers down too."""
+    chunk: Mapping[int, Task],
+    packer: Packer,
+    quantities: Quantities,
+    cache: BaseCache,
+    threads: int,
+) -> _Solved | None:
+    """One chunk, computed while nothing else is; None if that takes workers down too."""
     for _ in range(_ATTEMPTS):
         try:
             # With one job joblib would stay in this process.
-            found = joblib.Parallel(n_jobs=2)(_jobs(chunk, quantities, cache, threads))
-            return [rows for solved in found for rows in solved.counted_rows()]
+            (found,) = joblib.Parallel(n_jobs=2)(_jobs(chunk, packer, quantities, cache, threads))
+            return found
         except TerminatedWorkerError:
             continue
     return None
@@ -203,15 +245,22 @@ def _chunks(task: Task, quantities: Quantities) -> list[Task]:
 
 
 def _solve_chunk(
-    number: int, task: Task, quantities: Quantities, cache: BaseCache, threads: int
+    number: int, parcel: Parcel, quantities: Quantities, cache: BaseCache, threads: int
 ) -> _Solved:
+    failed: list[CheckpointError] = []
     with _threads(threads), counting_bytes() as read:
-        rows = list(_solve(task, quantities, cache))
-    return _Solved(number, rows, os.getpid(), read)
+        rows = list(_solve(parcel.opened(), quantities, cache, failed))
+    return _Solved(number, rows, failed, os.getpid(), read)
 
 
-def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Rows]:
-    w_0 = task.base.read(task.matrix).dense
+def _solve(
+    task: Task, quantities: Quantities, cache: BaseCache, failed: list[CheckpointError]
+) -> Iterator[Rows]:
+    try:
+        w_0 = task.base.read(task.matrix).dense
+    except CheckpointError as error:
+        failed.append(error)
+        return
     if w_0 is None:
         raise ValueError(f"{task.base.path} is an adapter, not a base model. Give its base.")
     base = BaseMatrix(w_0, quantities, cache, steps=len(task.steps))
@@ -223,8 +272,12 @@ def _solve(task: Task, quantities: Quantities, cache: BaseCache) -> Iterator[Row
             "source": stale.source,
         }
         spectrum: Row = {}
-        # The base's own step is not read a second time.
-        weight = Weight(dense=w_0) if stale.is_base else stale.checkpoint.read(stale.matrix)
+        try:
+            # The base's own step is not read a second time.
+            weight = Weight(dense=w_0) if stale.is_base else stale.checkpoint.read(stale.matrix)
+        except CheckpointError as error:
+            failed.append(error)
+            continue
         try:
             drift, spectrum = base.drift(weight, stale.matrix.dtype)
         except _UNDECOMPOSABLE as error:

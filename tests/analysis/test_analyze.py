@@ -25,6 +25,7 @@ from checkpoints_index import CheckpointError
 from checkpoints_index.snapshots import BASE_FILE
 from spectra.analysis import analyze
 from spectra.analysis.rows import BaseMatrix
+from spectra.cli import main
 from spectra.store import DRIFT, Run
 from tests.analysis.test_rows import plain_svd_row
 from tests.helpers import (
@@ -322,6 +323,34 @@ def test_models_without_steps_are_refused(tmp_path: Path) -> None:
     base = tiny_model_folder(tmp_path / "all" / "base")
     with pytest.raises(CheckpointError, match="3 of 3 checkpoints have no step, e.g. .*base"):
         analyze(tmp_path / "all", base=base, out=tmp_path / "run")
+
+
+def test_a_checkpoint_that_breaks_while_it_is_read_costs_its_own_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    for place in ("a/checkpoint-5", "a/checkpoint-9", "b/checkpoint-5"):
+        tiny_model_folder(tmp_path / "all" / place, seed=1)
+    state = tiny_llama(2).state_dict()
+    broken = tmp_path / "all" / "a" / "checkpoint-7" / "pytorch_model.bin"
+    broken.parent.mkdir()
+    torch.save(state, broken)
+    numbers = state["model.layers.1.self_attn.q_proj.weight"].numpy().tobytes()
+    content = broken.read_bytes()
+    assert content.count(numbers) == 1
+    # Descriptions and sizes stay right: only who reads the numbers can see it.
+    broken.write_bytes(content.replace(numbers, numbers[::-1]))
+    command = ["analyze", str(tmp_path / "all"), "--base", str(base), "--out", str(tmp_path / "r")]
+    assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("spectra: 1 matrices could not be read; their rows are missing")
+    assert f"{broken} is not a whole PyTorch file" in said
+    rows = Run(tmp_path / "r" / "a").drift.read()
+    missing = {(7, 1, "q_proj")}
+    found = set(rows[["step", "layer", "module"]].itertuples(index=False, name=None))
+    every = {(s, n, m) for s in (0, 5, 7, 9) for n in (0, 1) for m in ("q_proj", "v_proj")}
+    assert found == every - missing
+    assert len(Run(tmp_path / "r" / "b").drift.read()) == 8
 
 
 def test_a_growing_checkpoint_waits_for_the_next_analysis(

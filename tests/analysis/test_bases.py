@@ -69,6 +69,20 @@ def test_the_hubs_cache_is_asked_before_what_lies_beside(
     assert find_base(None, wanted, tmp_path, [Path("beside")]) == Path("beside")
 
 
+def test_the_hub_is_asked_before_a_model_of_another_name_is_taken(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(name: str, local_files_only: bool = False, **_: Any) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        return str(model_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    wanted = adapters("organisation/name")
+    assert find_base(None, wanted, tmp_path, [Path("a/merged")]) == model_folder
+    assert find_base(None, wanted, tmp_path, [Path("a/name")]) == Path("a/name")
+
+
 @pytest.mark.parametrize(
     ("base", "beside", "expected"),
     [

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from torch import Tensor
 
 import spectra
-from checkpoints_index import Checkpoint, Matrix, Weight
+from checkpoints_index import Checkpoint, CheckpointError, Matrix, Weight
 from spectra.analysis import BaseCache, analyze, estimate
 from spectra.analysis import rows as rows_module
 from spectra.analysis import schedule as schedule_module
@@ -30,11 +30,12 @@ from tests.helpers import gaussian, low_rank_factors, plain, shake, tiny_llama, 
 
 @dataclass
 class Memory:
-    """A checkpoint that is made up when it is read; may kill its reader."""
+    """A checkpoint that is made up when it is read; may kill its reader, or be broken."""
 
     step: int = 1
     rank: int | None = None
     kills: int = 0
+    broken: bool = False
     marks: Path = Path()
     path: Path = field(default_factory=lambda: Path("memory"))
     method: str = "test"
@@ -49,6 +50,8 @@ class Memory:
         return self
 
     def read(self, matrix: Matrix) -> Weight:
+        if self.broken:
+            raise CheckpointError(f"memory-{self.step} is broken.")
         seen = len(list(self.marks.glob("kill-*"))) if self.kills else 0
         if seen < self.kills:
             (self.marks / f"kill-{seen}").touch()
@@ -81,7 +84,8 @@ def with_killer(tasks: list[Task], marks: Path, kills: int) -> list[Task]:
     """The last task's only step kills its reader so many times."""
     victim = tasks[-1]
     stale = victim.steps[0]
-    killer = StaleStep(Memory(stale.checkpoint.step, None, kills, marks), stale.matrix, "killer")
+    checkpoint = Memory(stale.checkpoint.step, kills=kills, marks=marks)
+    killer = StaleStep(checkpoint, stale.matrix, "killer")
     return [*tasks[:-1], Task(victim.base, victim.matrix, (killer,))]
 
 
@@ -115,6 +119,25 @@ def test_a_matrix_that_takes_every_worker_down_ends_with_advice(tmp_path: Path) 
         for drift, _ in compute(tasks, Quantities(), BaseCache(tmp_path / "c"), workers=2):
             found.append(drift["layer"])
     assert sorted(found) == [0, 1]  # the others' rows are there
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_matrix_costs_its_own_rows_only(tmp_path: Path, workers: int) -> None:
+    first, second, third = tasks_for(3, 3)
+    broken = StaleStep(Memory(2, broken=True), first.matrix, "broken")
+    tasks = [
+        Task(first.base, first.matrix, (first.steps[0], broken, first.steps[2])),
+        Task(Memory(0, broken=True), second.matrix, second.steps),
+        third,
+    ]
+    found = []
+    with pytest.raises(
+        CheckpointError, match="^2 matrices .* all others .*memory-2 is broken"
+    ) as e:
+        for drift, _ in compute(tasks, Quantities(), BaseCache(tmp_path / "c"), workers):
+            found.append((drift["layer"], drift["step"]))
+    assert "memory-0 is broken" in str(e.value)
+    assert sorted(found) == [(0, 1), (0, 3), (2, 1), (2, 2), (2, 3)]
 
 
 def test_long_tasks_are_split_and_every_base_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,7 @@ def test_without_the_package_the_extra_is_named(
 ) -> None:
     folder = folder_of("nf4", tmp_path)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(CheckpointError, match=r'pip install "spectra-svd\[bitsandbytes\]"'):
+    with pytest.raises(CheckpointError, match=r'pip install "\.\[bitsandbytes\]"'):
         open_model(folder, dequantise=True)
 
 

@@ -389,13 +389,22 @@ def test_trainings_side_by_side_are_series(tmp_path: Path) -> None:
     assert not any(series.is_adapter for series in found)
 
 
-def test_the_ends_of_trainings_side_by_side_are_series(tmp_path: Path) -> None:
-    for name in ("rank-8", "rank-16"):
-        put(tmp_path / name, step=10)
+@pytest.mark.parametrize("step", [10, 12])
+def test_the_ends_of_trainings_side_by_side_are_series(tmp_path: Path, step: int) -> None:
+    put(tmp_path / "rank-8", step=10)
+    put(tmp_path / "rank-16", step=step)
     assert [s.name for s in find_series(tmp_path)] == [
         f"{tmp_path.name}/rank-16",
         f"{tmp_path.name}/rank-8",
     ]
+
+
+def test_renamed_checkpoints_beside_others_are_of_their_training(tmp_path: Path) -> None:
+    put(tmp_path / "checkpoint-5", step=5)
+    for name, step in (("best", 7), ("last", 9)):
+        put(tmp_path / name, step=step)
+    (series,) = find_series(tmp_path)
+    assert [c.step for c in series.checkpoints] == [5, 7, 9]
 
 
 def test_methods_in_one_folder_are_series(tmp_path: Path) -> None:

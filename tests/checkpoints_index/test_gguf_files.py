@@ -19,7 +19,12 @@ from checkpoints_index import CheckpointError, open_model
 from checkpoints_index.gguf_files import GgufModel
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import find_models
-from tests.checkpoints_index.model_formats import gguf_name, trained_llama, write_gguf
+from tests.checkpoints_index.model_formats import (
+    converter_order,
+    gguf_name,
+    trained_llama,
+    write_gguf,
+)
 from tests.helpers import gaussian
 
 KINDS = [
@@ -99,6 +104,33 @@ def test_q_and_k_of_other_models_keep_their_order(tmp_path: Path) -> None:
     w = gaussian(8, 4).float()
     path = write(tmp_path / "x.gguf", {"blk.0.attn_q.weight": (w.numpy(), None)}, "qwen2")
     assert torch.equal(GgufModel([path]).read("model.layers.0.self_attn.q_proj.weight"), w)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "granite", "olmo", "smollm3"])
+@pytest.mark.parametrize("told", ["heads", "size", "by layer"])
+def test_q_and_k_of_llamas_relatives_are_put_back(
+    tmp_path: Path, architecture: str, told: str
+) -> None:
+    q, k = gaussian(16, 4).float().numpy(), gaussian(8, 4, 1).float().numpy()
+    writer = GGUFWriter(tmp_path / "model.gguf", architecture)
+    writer.add_block_count(1)
+    writer.add_head_count(4)
+    if told == "heads":
+        writer.add_head_count_kv(2)
+    else:
+        writer.add_rope_dimension_count(4)
+        if told == "by layer":
+            writer.add_head_count_kv([2])
+    writer.add_tensor("blk.0.attn_q.weight", converter_order(q, 4))
+    writer.add_tensor("blk.0.attn_k.weight", converter_order(k, 2))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = GgufModel([tmp_path / "model.gguf"])
+    for part, w in (("q_proj", q), ("k_proj", k)):
+        read = model.read(f"model.layers.0.self_attn.{part}.weight")
+        assert torch.equal(read, torch.from_numpy(w)), part
 
 
 def test_names_become_those_of_hugging_face(tmp_path: Path) -> None:
@@ -189,7 +221,7 @@ def test_without_the_package_the_extra_is_named(
 ) -> None:
     write_gguf(trained_llama(), tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf.constants", None)
-    with pytest.raises(CheckpointError, match=r'pip install "spectra-svd\[gguf\]"'):
+    with pytest.raises(CheckpointError, match=r'pip install "\.\[gguf\]"'):
         open_model(tmp_path)
 
 

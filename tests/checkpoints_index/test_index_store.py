@@ -87,6 +87,33 @@ def test_only_what_is_new_is_opened(root: Path, store: IndexStore, opened: list[
     assert opened == ["checkpoint-4"]
 
 
+def test_what_was_written_again_within_a_tick_of_the_clock_is_opened_again(
+    root: Path, store: IndexStore, opened: list[str]
+) -> None:
+    file = root / "checkpoint-2" / "model.safetensors"
+    state = root / "checkpoint-2" / "trainer_state.json"
+    state.write_text('{"global_step": 7}')
+    age(root)
+    now = time.time_ns()
+    for path in (file, state):
+        os.utime(path, ns=(now, now))
+    assert steps(build_index(root, store)) == [1, 3, 7]
+    for path, old, new in ((file, b"q_proj", b"k_proj"), (state, b"7", b"8")):
+        content = path.read_bytes()
+        with path.open("r+b") as writing:  # in place: the folder does not change
+            writing.write(content.replace(old, new))
+        os.utime(path, ns=(now, now))
+    opened.clear()
+    changed = build_index(root, store).entries[-1]
+    assert (changed.step, changed.matrices[0].module) == (8, "k_proj")
+    assert opened == ["checkpoint-2"]
+    age(root)
+    build_index(root, store)
+    opened.clear()
+    build_index(root, store)
+    assert not opened
+
+
 def test_what_was_written_again_is_opened_again(
     root: Path, store: IndexStore, opened: list[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from checkpoints_index import CheckpointError, open_model
@@ -42,6 +43,37 @@ def test_the_configuration_is_at_hand_and_names_no_base(model: ModelCheckpoint) 
     assert model.config["num_key_value_heads"] == 2
     assert model.base is None
     assert model.bind(model) is model
+
+
+@pytest.mark.parametrize(
+    ("whole", "bare"), [("GPT2LMHeadModel", "GPT2Model"), ("BertForMaskedLM", "BertModel")]
+)
+def test_weights_are_bound_under_the_names_of_their_base(
+    whole: str, bare: str, tmp_path: Path
+) -> None:
+    kind = getattr(transformers, whole)
+    sizes = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2, "num_attention_heads": 2}
+    config = kind.config_class(hidden_size=8, num_hidden_layers=2, intermediate_size=8, **sizes)
+    trained = kind(config)
+    trained.save_pretrained(tmp_path / "trained")
+    getattr(transformers, bare)(config).save_pretrained(tmp_path / "base")
+    opened, base = open_model(tmp_path / "trained"), open_model(tmp_path / "base")
+    bound = opened.bind(base)
+    assert {m.name for m in base.matrices} <= {m.name for m in bound.matrices}
+    assert len(bound.matrices) == len(opened.matrices)
+    for mine, theirs in zip(opened.matrices, bound.matrices, strict=True):
+        assert mine.name.endswith(theirs.name)
+        assert opened.read(mine).same_as(bound.read(theirs))
+
+
+def test_a_tower_that_the_base_has_not_is_not_taken_for_another(tmp_path: Path) -> None:
+    names = {"both": ("vision.encoder.layers", "model.layers"), "text": ("model.layers",)}
+    for place, stacks in names.items():
+        (tmp_path / place).mkdir()
+        tensors = {f"{stack}.0.q_proj.weight": gaussian(2, 2) for stack in stacks}
+        save_file(tensors, tmp_path / place / "model.safetensors")
+    both, text = open_model(tmp_path / "both"), open_model(tmp_path / "text")
+    assert both.bind(text) is both
 
 
 def test_without_a_configuration_it_is_empty(tmp_path: Path) -> None:

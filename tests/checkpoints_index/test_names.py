@@ -89,6 +89,8 @@ def test_all_linear_matches_linear_layers(name: str) -> None:
     [
         "lm_head",
         "decoder.lm_heads.0",
+        "layers.0.q_proj.weight_scale_inv",
+        "layers.0.q_proj.scales",
         "model.embed_tokens",
         "transformer.wte",
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",

@@ -44,7 +44,7 @@ def test_without_peft_the_extra_is_named(
 ) -> None:
     write(name, tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(CheckpointError, match=r"not installed: pip install \"spectra-svd\[train\]"):
+    with pytest.raises(CheckpointError, match=r"not installed: pip install \"\.\[train\]"):
         read_first(tmp_path, base)
 
 
