@@ -25,7 +25,7 @@ from checkpoints_index.walking import Details, Folder, Found, Stamp
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file: another one is not read but made anew."""
 
 # Indices of folders that nobody looked at for so long are deleted.
