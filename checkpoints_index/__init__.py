@@ -21,6 +21,7 @@ from checkpoints_index.matrices import (
     matches,
 )
 from checkpoints_index.model_readers import find_models
+from checkpoints_index.printing import printable
 from checkpoints_index.remote import add_bytes_read, bytes_read, counting_bytes
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "name_of",
     "nothing_in",
     "open_model",
+    "printable",
 ]

@@ -132,7 +132,7 @@ def test_arrays_that_wait_to_be_written_hold_no_kept_decomposition(
     drift: float, quantities: Quantities, tmp_path: Path
 ) -> None:
     w_0 = BASES["wide"]
-    weight = Weight(dense=w_0 + drift * gaussian(*w_0.shape, 1))
+    weight = Weight(dense=w_0 + drift * gaussian(24, 72, 1))
     BaseMatrix(w_0, quantities, BaseCache(tmp_path)).drift(weight)
     # Now S_0 is a part of the map of a file that holds U_0 and V_0 too.
     _, arrays = BaseMatrix(w_0, quantities, BaseCache(tmp_path)).drift(weight)
