@@ -22,6 +22,7 @@ from checkpoints_index.matrices import (
     matches,
 )
 from checkpoints_index.model_readers import find_models
+from checkpoints_index.printing import printable
 from checkpoints_index.remote import add_bytes_read, bytes_read, counting_bytes
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "name_of",
     "nothing_in",
     "open_model",
+    "printable",
     "settle_quantisation",
 ]

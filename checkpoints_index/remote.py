@@ -170,9 +170,7 @@ class RemoteFile:
         if status.get("type") == "directory" or not isinstance(status.get("size"), int):
             raise CheckpointError(f"{path} must be a file of known size, got {status!r:.300}.")
         if status.get("partial") is False:
-            raise CheckpointError(
-                f"{path} is on a server that gives no byte ranges. Download the checkpoint first."
-            )
+            raise _without_ranges(path)
         self.size: int = status["size"]
         self.fingerprint = f"{path.name}:{self.size}:{_version(status)}"
 
@@ -194,9 +192,17 @@ class RemoteFile:
         options = {} if getattr(store, "async_impl", False) else {"cache_type": "none"}
         content = store.cat_file(self.path.path, start=offset, end=offset + length, **options)
         add_bytes_read({str(self.path): len(content)})
+        if length < len(content) == self.size:
+            raise _without_ranges(self.path)
         if len(content) != length:
             raise OSError(f"asked for {length} bytes at {offset}, got {len(content)}")
         return content
+
+
+def _without_ranges(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is on a server that gives no byte ranges. Download the checkpoint first."
+    )
 
 
 def retried(call: Callable[[], _Result], path: Path) -> _Result:

@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed with one line on stderr. Wrong usage exits with 2.
     """
-    from checkpoints_index import CheckpointError
-    from spectra.listing import printable
+    from checkpoints_index import CheckpointError, printable
 
     options = _parser().parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
@@ -55,7 +54,7 @@ class _Printable(logging.Formatter):
     """Messages with names from files in them, which do not command the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from spectra.listing import printable
+        from checkpoints_index import printable
 
         return "\n".join(map(printable, super().format(record).split("\n")))
 
@@ -86,9 +85,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from checkpoints_index import IndexStore, as_location, build_index, nothing_in
+    from checkpoints_index import IndexStore, as_location, build_index, nothing_in, printable
     from spectra.cache_folder import cache_folder
-    from spectra.listing import as_objects, as_table, printable
+    from spectra.listing import as_objects, as_table
 
     location = as_location(options.path)
     index = build_index(location, IndexStore(cache_folder() / "index"))
@@ -350,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         "nf4: for the noise floor",
     )
     command.add_argument(
-        "--workers", type=int, help="processes; -1 all cores (default: what is found best)"
+        "--workers", type=_workers, help="processes; -1 all cores (default: what is found best)"
     )
     command.add_argument("--scheduler", help="address of a Dask scheduler, tcp://…")
     command.add_argument(
@@ -433,6 +432,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _workers(text: str) -> int:
+    number = int(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("must be at least 1, or -1 for all cores, got 0")
     return number
 
 

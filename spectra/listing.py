@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from checkpoints_index import Entry, Index, Matrix, Series, is_remote
+from checkpoints_index import Entry, Index, Matrix, Series, is_remote, printable
 
 _MODULES_SHOWN = 12
 _HEAD = ("step", "format", "layers", "size", "state", "path")
@@ -63,19 +63,6 @@ def as_table(index: Index) -> Iterator[str]:
         yield from map(printable, index.notes)
 
 
-def printable(text: str) -> str:
-    r"""Return `text` with what does not print, such as the terminal's commands, escaped.
-
-    Examples
-    --------
-    >>> printable("checkpoint-1\x1b[2J, 5 µs")
-    'checkpoint-1\\x1b[2J, 5 µs'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def _about(series: Series) -> Iterator[str]:
     count = len(series.entries)
     base = f", base {series.base}" if series.base else ""
@@ -125,14 +112,18 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _modules(entry: Entry) -> str:
-    """Modules with their shapes and dtypes: ``2 layers × q_proj 32×32, v_proj 16×32 float32``."""
+    """Modules with their shapes and dtypes: ``2 layers × q_proj 32×32, v_proj 16×32 float32``.
+
+    An adapter's files do not always tell a shape, of which 0 then takes the place.
+    """
     layers = len({m.layer for m in entry.matrices})
     kinds = dict.fromkeys((m.module, m.shape, m.dtype, m.rank) for m in entry.matrices)
     dtypes = {dtype for _, _, dtype, _ in kinds}
     listed = []
     for module, (m, n), dtype, rank in kinds:
         factors = f" of rank {rank}" if rank is not None else ""
-        listed.append(f"{module} {m}×{n}{factors}" + (f" {dtype}" if len(dtypes) > 1 else ""))
+        shape = f" {m or '?'}×{n or '?'}" if m or n else ""
+        listed.append(f"{module}{shape}{factors}" + (f" {dtype}" if len(dtypes) > 1 else ""))
     more = len(listed) - _MODULES_SHOWN
     text = ", ".join(listed[:_MODULES_SHOWN]) + (f" and {more} more" if more > 0 else "")
     common = f"; {dtypes.pop()}" if len(dtypes) == 1 else ""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoKrConfig, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from spectra.analysis.base_cache import BaseCache
 from spectra.cli import main
 from spectra.linalg import decompose
-from tests.helpers import gaussian, tiny_model_folder
+from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
 COMMANDS = ("demo", "train", "index", "analyze", "plot", "dashboard", "report", "cache")
 
@@ -143,6 +144,32 @@ def test_names_cannot_command_the_terminal(
     assert r"\x1b[2J\u202e\nevil" in out and r"q\x1b[31m\n 2×3" in out
 
 
+def test_names_in_progress_bars_cannot_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    for name in ("\x1b[2J\a\nevil", "x" * 240):
+        tiny_model_folder(tmp_path / name / "checkpoint-1", seed=1)
+        words = ["analyze", str(tmp_path / name), "--base", str(base), "--out"]
+        assert main([*words, str(tmp_path / "runs" / name)]) == 0
+    shown = capsys.readouterr().err
+    assert r"Analysing \x1b[2J\x07\nevil:" in shown
+    assert all(bar.isprintable() for line in shown.splitlines() for bar in line.split("\r"))
+    assert f"Analysing {'x' * 40}:" in shown
+
+
+def test_index_shows_no_shape_that_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in (VeraConfig, LoKrConfig):
+        config = kind(r=4, target_modules=["q_proj"])
+        get_peft_model(tiny_llama(), config).save_pretrained(str(tmp_path / kind.__name__))
+    assert main(["index", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 layers × q_proj; float32" in out
+    assert "2 layers × q_proj 32×? of rank 4; float32" in out
+
+
 def test_names_in_errors_and_warnings_cannot_either(tmp_path: Path) -> None:
     base = tiny_model_folder(tmp_path / "base")
     out = tmp_path / "\x1b[31m"
@@ -245,6 +272,22 @@ def test_foreseeable_mistakes_are_one_line(
     assert main([run if w == "RUN" else w for w in words]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_a_run_is_not_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    tiny_model_folder(tmp_path / "checkpoint-1", seed=1)
+    words = ["analyze", str(tmp_path / "checkpoint-1"), "--base", str(base)]
+    capsys.readouterr()
+    assert main([*words, "--out", str(base / "config.json")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "config.json is a file. Choose another --out." in error
+
+
+def test_no_workers_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["analyze", "runs", "--workers", "0"])
+    assert "must be at least 1, or -1 for all cores, got 0" in capsys.readouterr().err
 
 
 def test_an_unknown_format_is_refused(

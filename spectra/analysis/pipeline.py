@@ -21,6 +21,7 @@ from checkpoints_index import (
     is_remote,
     name_of,
     open_model,
+    printable,
     settle_quantisation,
 )
 from checkpoints_index.model_folders import ModelCheckpoint
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODULES = ("q_proj", "v_proj")
 # Finished rows wait at most so long in memory before they are on disk.
 _WRITE_SECONDS = 5.0
+# A name may be longer than the line that the progress bar has.
+_NAME_SHOWN = 40
 
 
 def analyze(
@@ -202,7 +205,8 @@ class _Job:
         total = sum(len(task.steps) for task in tasks)
         writer = _Writer(self.run, {"run": self.run.name, "method": self.run.method})
         hidden = not progress or total == 0
-        bar = tqdm(total=total, desc=f"Analysing {self.run.name}", unit="matrix", disable=hidden)
+        name = printable(self.run.name)[:_NAME_SHOWN]
+        bar = tqdm(total=total, desc=f"Analysing {name}", unit="matrix", disable=hidden)
         try:
             for drift, spectrum in compute(tasks, quantities, BaseCache(), workers, scheduler):
                 writer.add(drift, spectrum)
@@ -306,6 +310,8 @@ def _job(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
             "another base to another folder with --out."
         )
+    if run.path.is_file():
+        raise ValueError(f"A run is a folder, and {run.path} is a file. Choose another --out.")
     bound = [settle_quantisation(c, dequantise).bind(base) for c in checkpoints]
     return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
 

@@ -292,7 +292,8 @@ def unreadable_row(shape: tuple[int, int]) -> Row:
 
 def _arrays(s: Tensor, *overlaps: Tensor) -> Row:
     names = ("sigma", "overlap_u", "overlap_v")
-    return {name: x.numpy() for name, x in zip(names, (s, *overlaps), strict=False)}
+    # Copies: rows wait to be written, and S_0 may lie on the map of a whole kept decomposition.
+    return {name: x.numpy().copy() for name, x in zip(names, (s, *overlaps), strict=False)}
 
 
 def _split(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

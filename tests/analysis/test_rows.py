@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from checkpoints_index import TrainedFactors, Weight
 from spectra.analysis import rows
+from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.rows import BaseMatrix, Quantities
 from spectra.linalg import SOLVERS, rounded
 from tests.helpers import gaussian, low_rank_factors, matrix_with_spectrum, orthonormal
@@ -122,6 +124,20 @@ def test_a_row_says_which_solver_ran_and_what_its_residual_was() -> None:
             row, _ = BaseMatrix(w_0, Quantities(vectors=vectors, solver=solver)).drift(weight)
             assert row["solver"] == expected + suffix
             assert 0 <= row["residual"] < 1e-12
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1])
+@pytest.mark.parametrize("quantities", [Quantities(), VALUES_ONLY])
+def test_arrays_that_wait_to_be_written_hold_no_kept_decomposition(
+    drift: float, quantities: Quantities, tmp_path: Path
+) -> None:
+    w_0 = BASES["wide"]
+    weight = Weight(dense=w_0 + drift * gaussian(24, 72, 1))
+    BaseMatrix(w_0, quantities, BaseCache(tmp_path)).drift(weight)
+    # Now S_0 is a part of the map of a file that holds U_0 and V_0 too.
+    _, arrays = BaseMatrix(w_0, quantities, BaseCache(tmp_path)).drift(weight)
+    for name, array in arrays.items():
+        assert array.flags.owndata, name
 
 
 def test_an_unknown_solver_is_refused() -> None:

@@ -156,9 +156,10 @@ def test_what_may_not_be_read_is_not_tried_again(server: RangeServer, file: torc
 
 
 def test_a_server_without_ranges_is_an_error(server: RangeServer, file: torch.Tensor) -> None:
-    server.always = "whole"
-    with pytest.raises(CheckpointError, match="asked for 8 bytes at 0"):
+    server.failures.extend(["whole", "500"])
+    with pytest.raises(CheckpointError, match="gives no byte ranges. Download the checkpoint"):
         TensorFile(open_path(f"{server.url}/model.safetensors"))
+    assert list(server.failures) == ["500"]  # it was not asked again
 
 
 def test_a_server_that_is_not_there_is_an_error(server: RangeServer) -> None:
