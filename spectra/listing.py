@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 from checkpoints_index import Entry, Index, Matrix, Series, is_remote, printable
 
 _MODULES_SHOWN = 12
+# In a label: that of an expert.
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _HEAD = ("step", "format", "layers", "size", "state", "path")
 
 
@@ -21,7 +25,8 @@ def as_objects(index: Index) -> list[dict[str, Any]]:
     -------
     list of dict
         ``path``, ``step`` (null where nothing says it), ``method``, ``base``, ``matrices`` (each
-        with ``name``, ``layer``, ``module``, ``shape``, ``dtype``, ``rank``), ``format``,
+        with ``name``, ``layer``, ``module``, ``shape``, ``dtype``, ``rank``; null in a shape is
+        what an adapter's headers do not tell), ``format``,
         ``series``, ``revisions``, ``size`` in bytes, ``state`` (``"complete"``, ``"incomplete"``
         or ``"broken"``) and ``problem``: what is missing or wrong, or why the series cannot be put
         in order; null where nothing is.
@@ -32,7 +37,7 @@ def as_objects(index: Index) -> list[dict[str, Any]]:
     for series in index.series:
         for entry in series.entries:
             if entry.matrices not in described:
-                described[entry.matrices] = [dataclasses.asdict(m) for m in entry.matrices]
+                described[entry.matrices] = [_as_object(m) for m in entry.matrices]
             objects.append(
                 {
                     "path": str(entry.path),
@@ -49,6 +54,10 @@ def as_objects(index: Index) -> list[dict[str, Any]]:
                 }
             )
     return objects
+
+
+def _as_object(matrix: Matrix) -> dict[str, Any]:
+    return dataclasses.asdict(matrix) | {"shape": [size or None for size in matrix.shape]}
 
 
 def as_table(index: Index) -> Iterator[str]:
@@ -114,16 +123,22 @@ def _relative(path: Path, root: Path) -> str:
 def _modules(entry: Entry) -> str:
     """Modules with their shapes and dtypes: ``2 layers × q_proj 32×32, v_proj 16×32 float32``.
 
-    An adapter's files do not always tell a shape, of which 0 then takes the place.
+    An adapter's files do not always tell a shape, of which 0 then takes the place. Experts are
+    listed together, with their number in a layer: ``experts.*.w1 48×32 (8)``.
     """
     layers = len({m.layer for m in entry.matrices})
-    kinds = dict.fromkeys((m.module, m.shape, m.dtype, m.rank) for m in entry.matrices)
+    kinds: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for matrix in entry.matrices:
+        label = _NUMBER.sub("*", matrix.module)
+        kinds[label, matrix.shape, matrix.dtype, matrix.rank].add(matrix.module)
     dtypes = {dtype for _, _, dtype, _ in kinds}
     listed = []
-    for module, (m, n), dtype, rank in kinds:
+    for (label, (m, n), dtype, rank), modules in kinds.items():
         factors = f" of rank {rank}" if rank is not None else ""
         shape = f" {m or '?'}×{n or '?'}" if m or n else ""
-        listed.append(f"{module}{shape}{factors}" + (f" {dtype}" if len(dtypes) > 1 else ""))
+        count = f" ({len(modules)})" if len(modules) > 1 else ""
+        kept = f" {dtype}" if len(dtypes) > 1 else ""
+        listed.append(f"{label}{shape}{factors}{count}{kept}")
     more = len(listed) - _MODULES_SHOWN
     text = ", ".join(listed[:_MODULES_SHOWN]) + (f" and {more} more" if more > 0 else "")
     common = f"; {dtypes.pop()}" if len(dtypes) == 1 else ""

@@ -168,6 +168,32 @@ def test_index_shows_no_shape_that_is_not_known(
     out = capsys.readouterr().out
     assert "2 layers × q_proj; float32" in out
     assert "2 layers × q_proj 32×? of rank 4; float32" in out
+    assert main(["index", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    shapes = {c["method"]: c["matrices"][0]["shape"] for c in found}
+    assert shapes == {"lokr": [None, None], "vera": [32, None]}
+
+
+def test_experts_are_listed_together_by_a_name_that_modules_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, seed in (("base", 0), ("trained/checkpoint-1", 1)):
+        (tmp_path / folder).mkdir(parents=True)
+        tensors = {
+            f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight": gaussian(
+                6, 4, 10 * layer + expert + 100 * seed
+            )
+            for layer in range(2)
+            for expert in range(3)
+        }
+        tensors["model.layers.0.self_attn.q_proj.weight"] = gaussian(4, 4, seed)
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    assert main(["index", str(tmp_path / "trained")]) == 0
+    listed = capsys.readouterr().out
+    assert "experts.*.w1 6×4 (3)" in listed and "q_proj 4×4;" in listed
+    words = ["analyze", str(tmp_path / "trained"), "--base", str(tmp_path / "base")]
+    assert main([*words, "--out", str(tmp_path / "run"), "--modules", "experts.*.w1"]) == 0
+    assert "12 rows: 2 steps × 2 layers × 3 modules" in capsys.readouterr().out
 
 
 def test_names_in_errors_and_warnings_cannot_either(tmp_path: Path) -> None:
