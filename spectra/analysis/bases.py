@@ -31,8 +31,8 @@ def find_base(
         What the user gave: a folder or file, an address such as ``s3://…``, or an id on the hub.
     checkpoints : sequence of Checkpoint
         What is compared with it. The base that they name is looked for in the working folder, in
-        `root` and in the hub's cache; then among `beside`, by its name; then on the hub. Where it
-        is nowhere, or they name none, it is the only one of `beside`.
+        `root` and in the hub's cache; then among `beside`, by its name; then on the hub. Where they
+        name none, it is the only one of `beside`.
     root : Path, optional
         The folder that they were found in.
     beside : sequence of Path
@@ -69,24 +69,17 @@ def find_base(
         if (cached := _cached(name)) is not None:
             return cached
     called_so = [path for path in beside if name is not None and path.name == Path(name).name]
-    by_name = len(called_so) == 1
-    if name is not None and not by_name:
-        # What else lies beside may well be this training merged: the hub's is the one named.
-        try:
-            fetched = _fetched(name)
-            if _has_weights(fetched) or len(beside) != 1:
-                return fetched
-        except FileNotFoundError:
-            if len(beside) != 1:
-                raise
-    (found,) = called_so if by_name else beside
+    if name is not None and len(called_so) != 1:
+        # What else lies beside may well be this training merged: it is named, and never taken.
+        return _fetched(name, beside)
+    (found,) = called_so or beside
     logger.warning(
         "%s wants the base %s, which is not there under that name: %s is taken, the %s beside it. "
         "Give another with --base.",
         checkpoints[0].path,
         name or "(it names none)",
         found,
-        "model of its name" if by_name else "only model",
+        "model of its name" if called_so else "only model",
     )
     return found
 
@@ -120,7 +113,7 @@ def _has_weights(folder: Path) -> bool:
     return any(not model.missing for model in find_models(folder))
 
 
-def _fetched(name: str) -> Path:
+def _fetched(name: str, beside: Sequence[Path] = ()) -> Path:
     if Path(name).exists():
         return Path(name)
     try:
@@ -128,7 +121,8 @@ def _fetched(name: str) -> Path:
 
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
     except Exception as error:  # as in `_cached`
+        others = f", or choose what lies beside: {', '.join(map(str, beside))}" if beside else ""
         raise FileNotFoundError(
             f"The base {name} is neither a folder here nor a model that could be fetched from the "
-            f"hub ({type(error).__name__}). Give its folder with --base."
+            f"hub ({type(error).__name__}). Give its folder with --base{others}."
         ) from error

@@ -64,12 +64,9 @@ def test_the_hubs_cache_is_asked_before_what_lies_beside(
     wanted = adapters("organisation/name")
     cached = cache(tmp_path / "hub", model_folder)
     assert find_base(None, wanted, tmp_path, [Path("beside")]) == cached
-    # Of a repository, the client may hold the settings only.
-    (cached / "model.safetensors").unlink()
-    assert find_base(None, wanted, tmp_path, [Path("beside")]) == Path("beside")
 
 
-def test_the_hub_is_asked_before_a_model_of_another_name_is_taken(
+def test_the_hub_is_asked_where_only_a_model_of_another_name_is_there(
     tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(name: str, local_files_only: bool = False, **_: Any) -> str:
@@ -88,7 +85,6 @@ def test_the_hub_is_asked_before_a_model_of_another_name_is_taken(
     [
         ("organisation/name", ["a/merged", "a/name"], "a/name"),
         ("/gone/name", ["a/merged", "a/name"], "a/name"),
-        ("organisation/name", ["a/only"], "a/only"),
         (None, ["a/only"], "a/only"),
         ("", ["a/only"], "a/only"),
     ],
@@ -116,6 +112,13 @@ def test_what_cannot_be_told_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         find_base(None, adapters(*bases), Path("all"), list(map(Path, beside)))
+
+
+def test_a_model_of_another_name_is_offered_and_not_taken() -> None:
+    wanted = adapters("organisation/name")
+    message = "The base organisation/name is neither .* with --base, or choose .*: a/merged"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_base(None, wanted, Path("all"), [Path("a/merged")])
 
 
 @pytest.mark.parametrize("base", ["organisation/name", "/gone/name", "../..//x", "a\0b"])
