@@ -106,11 +106,7 @@ def _cached(name: str) -> Path | None:
         folder = Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the hub's client raises many kinds, and may not be installed
         return None
-    return folder if _has_weights(folder) else None
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(not model.missing for model in find_models(folder))
+    return folder if any(not model.missing for model in find_models(folder)) else None
 
 
 def _fetched(name: str, beside: Sequence[Path] = ()) -> Path:
