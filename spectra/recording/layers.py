@@ -25,6 +25,8 @@ RECORDED = "LoRA, rsLoRA, DoRA, AdaLoRA, PiSSA, OLoRA, CorDA, LoRA-GA, SORSA and
 # LoRA variants that are merged like LoRA itself: MiCA only freezes B.
 _LIKE_LORA = {"MiCALinearVariant"}
 _DORA = "DoraLinearVariant"
+# What an adapter's folder does not say, but the live model does: which layers there are.
+_UNRECORDED = set(UNREAD_LORA) - {"layer_replication", "target_parameters"}
 # Weights that are packed integers behind the looks of a float tensor.
 _PACKING = {"torchao", "hqq", "quanto", "optimum"}
 
@@ -214,10 +216,11 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
                 trained = parameter.requires_grad
                 live = Live(module, name)
                 yield full, _Weight(clean_name(full), live, described, trained, adapter)
-        if "weight" not in module._parameters and _linear_shape(module) is not None:
-            # Packed under other names, as by GPTQ and AWQ.
+        packed = (module._parameters or module._buffers) and "weight" not in module._parameters
+        if packed and (shape := _linear_shape(module)) is not None:
+            # Under other names, as by GPTQ and AWQ.
             full = f"{path}.weight"
-            described = StoredTensor(_linear_shape(module) or (), "quantised", dequantised=True)
+            described = StoredTensor(shape, "packed integers", dequantised=True)
             yield full, _Weight(clean_name(full), None, described, False, adapter)
 
 
@@ -358,12 +361,15 @@ class _Adapter:
         holders = (m for m in self._model.modules() if hasattr(m, "peft_config"))
         configs: Any = getattr(next(holders, None), "peft_config", {})
         config = configs.get(self._adapter)
-        return dict(config.to_dict()) if hasattr(config, "to_dict") else {"peft_type": "LORA"}
+        if config is None:
+            return {"peft_type": "LORA"}
+        kind = config.peft_type
+        return {**config.to_dict(), "peft_type": getattr(kind, "value", kind)}
 
     def _lora_kind(self, settings: Mapping[str, Any]) -> str:
         variant = self._layer.lora_variant.get(self._adapter)
         name = type(variant).__name__
-        unread = [setting for setting in UNREAD_LORA if settings.get(setting)]
+        unread = [setting for setting in sorted(_UNRECORDED) if settings.get(setting)]
         start = rewritten_base(settings)
         if unread or not (variant is None or name == _DORA or name in _LIKE_LORA):
             raise self._unrecorded(f"LoRA with {', '.join(unread) or name}")
