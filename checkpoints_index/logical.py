@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from checkpoints_index.architectures import (
@@ -86,6 +87,13 @@ class LogicalMatrix:
                 f"{self.tensor} holds many experts. Take the matrix from the dense update."
             )
         return self.outputs.of(b), a
+
+    def is_transposed(self, shape: Sequence[int]) -> bool:
+        """Whether its layer's weight, a tensor of this shape, lies as (in, out), as of Conv1D."""
+        # A square one does not show it, but how a part is taken from it does.
+        columns = torch.arange(shape[1], dtype=torch.int32).expand(*shape)
+        first = self.of(columns)[0]
+        return not torch.equal(first, torch.arange(len(first), dtype=torch.int32))
 
 
 def logical_matrices(
