@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ _LIKE_LORA = {"MiCALinearVariant"}
 _DORA = "DoraLinearVariant"
 # What an adapter's folder does not say, but the live model does: which layers there are.
 _UNRECORDED = set(UNREAD_LORA) - {"layer_replication", "target_parameters"}
+# Where PEFT puts the copy of a whole layer that an adapter trains.
+_ADAPTERS_COPY = re.compile(r"\.modules_to_save\.[^.]+")
 # Weights that are packed integers behind the looks of a float tensor.
 _PACKING = {"torchao", "hqq", "quanto", "optimum"}
 
@@ -148,7 +151,11 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
         If nothing matches, or a matching layer is adapted or quantised in a way that is not
         recorded.
     """
-    stored = dict(_stored(model))
+    stored: dict[str, _Weight] = {}
+    for name, weight in _stored(model):
+        # PEFT may hold copies of one weight for several adapters.
+        if name not in stored or weight.is_trained:
+            stored[name] = weight
     try:
         tensors = {name: weight.described for name, weight in stored.items()}
         logical = logical_matrices(tensors, _config(model))
@@ -209,6 +216,7 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
             prefix = f"{path}." if path else ""
         if hasattr(module, "base_layer") or "original_module" in path.split("."):
             continue
+        path = _ADAPTERS_COPY.sub("", path)
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 full = f"{path}.{name}"
