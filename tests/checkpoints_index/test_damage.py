@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
-from checkpoints_index.snapshots import BASE_FILE, LAYERS_KEY, METADATA_KEY
+from checkpoints_index.snapshot_headers import LAYERS_KEY, METADATA_KEY
+from checkpoints_index.snapshots import BASE_FILE
 from tests.checkpoints_index.formats import FORMATS, SNAPSHOTS, STEP
 from tests.helpers import attention_weights, tiny_llama
 

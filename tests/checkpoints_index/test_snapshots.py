@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import checkpoints_index.byte_files
 from checkpoints_index import CheckpointError, Matrix, find_snapshots, open_model
-from checkpoints_index.snapshots import BASE_FILE, METADATA_KEY, Snapshot
+from checkpoints_index.snapshot_headers import METADATA_KEY
+from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.recording.layers import find_layers
 from spectra.recording.snapshot_files import SnapshotLayout
 from tests.helpers import MODULES, gaussian, lora, plain, shake, sorsa, tiny_llama
