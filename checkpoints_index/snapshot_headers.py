@@ -45,9 +45,9 @@ INITIAL_PARTS = {
 """What the base's snapshot holds beside ``weight`` for the layers of a kind."""
 
 # Bytes of all names of a file together, and of what is noted of each beside its characters. The
-# 47,000 experts of the largest models take 18 million with the two factors of each; nothing else
+# 47,000 experts of the largest models take 34 million with the two factors of each; nothing else
 # bounds what a few bytes of a name may stand for.
-_MOST_BYTES = 2**25
+_MOST_BYTES = 2**26
 _NOTED_BYTES = 128
 
 

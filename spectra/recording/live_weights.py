@@ -128,11 +128,18 @@ def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def configuration(model: nn.Module) -> Mapping[str, Any] | None:
-    """Return the model's configuration; DDP and other wrappers do not pass it on."""
+    """Return the outermost configuration that names a model type.
+
+    DDP and other wrappers do not pass it on, and some have a configuration of something else.
+    """
+    seen: set[int] = set()
     for module in model.modules():
         config: Any = getattr(module, "config", None)
-        if isinstance(config, Mapping):
-            return config
-        if hasattr(config, "to_dict"):
-            return config.to_dict()
+        if config is None or id(config) in seen:
+            continue
+        seen.add(id(config))
+        values = config.to_dict() if hasattr(config, "to_dict") else config
+        # What PEFT says of a model without a configuration.
+        if isinstance(values, Mapping) and values.get("model_type", "custom") != "custom":
+            return values
     return None
