@@ -151,9 +151,7 @@ class BoundAdapter:
         tensors = self._adapter.read_all(layer)
         settings, extents = self._adapter.settings, self._shared_extents
         with _naming(self.path):
-            delta = peft_layers.merged(
-                settings, layer.path, tensors, w_0, part.is_transposed(w_0.shape), extents
-            )
+            delta = peft_layers.merged(settings, layer.path, tensors, w_0, part.transposed, extents)
         delta -= w_0
         return Weight(delta=delta) if delta.any() else Weight()
 
@@ -168,9 +166,7 @@ class BoundAdapter:
         w_0 = self._base.read_layer(part.layer_path)
         settings = {**self._adapter.settings, "r": rank, "rank_pattern": {}}
         with _naming(self.path):
-            b, a = peft_layers.initial_factors(
-                settings, layer.path, w_0, part.is_transposed(w_0.shape)
-            )
+            b, a = peft_layers.initial_factors(settings, layer.path, w_0, part.transposed)
         return scaling(settings, layer.path, rank) * b, a
 
     def _vera_update(self, layer: AdapterLayer) -> Update:

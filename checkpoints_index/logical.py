@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from checkpoints_index.architectures import (
@@ -50,6 +49,8 @@ class LogicalMatrix:
     outputs : Stripes, optional
         Which of the layer's outputs it holds: all, or those of one part of a fused layer.
         ``None`` where the tensor holds many layers (experts), which share no output.
+    transposed : bool
+        Whether the tensor has it as (in, out), as a Conv1D does.
     """
 
     matrix: Matrix
@@ -58,6 +59,7 @@ class LogicalMatrix:
     take: Callable[[Tensor], Tensor]
     rows: slice | None = None
     outputs: Stripes | None = None
+    transposed: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the matrix, given all of the stored tensor or of another one laid out like it.
@@ -87,13 +89,6 @@ class LogicalMatrix:
                 f"{self.tensor} holds many experts. Take the matrix from the dense update."
             )
         return self.outputs.of(b), a
-
-    def is_transposed(self, shape: Sequence[int]) -> bool:
-        """Whether its layer's weight, a tensor of this shape, lies as (in, out), as of Conv1D."""
-        # A square one does not show it, but how a part is taken from it does.
-        columns = torch.arange(shape[1], dtype=torch.int32).expand(*shape)
-        first = self.of(columns)[0]
-        return not torch.equal(first, torch.arange(len(first), dtype=torch.int32))
 
 
 def logical_matrices(
@@ -208,6 +203,7 @@ def _of_layer(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterat
             take=partial(_taken, transposed=conv1d, outputs=None if whole or run else outputs),
             rows=slice(outputs.start, outputs.stop) if run else None,
             outputs=outputs,
+            transposed=conv1d,
         )
 
 
@@ -238,6 +234,7 @@ def _of_experts(
                 layer_path=path,
                 take=take,
                 rows=slice(expert * run, (expert + 1) * run),
+                transposed=transposed,
             )
 
 
@@ -282,11 +279,7 @@ def _experts_below_one_another(
 
 
 def _placed(found: LogicalMatrix, layer: int, module: str) -> LogicalMatrix:
-    m = found.matrix
-    matrix = Matrix(m.name, layer, module, m.shape, m.dtype)
-    return LogicalMatrix(
-        matrix, found.tensor, found.layer_path, found.take, found.rows, found.outputs
-    )
+    return replace(found, matrix=replace(found.matrix, layer=layer, module=module))
 
 
 def _taken(tensor: Tensor, *, transposed: bool, outputs: Stripes | None) -> Tensor:

@@ -113,8 +113,10 @@ def _numbers(runs: str, most: int) -> list[int]:
     for run in runs[1:-1].split(","):
         first, _, last = run.partition("-")
         start, stop = int(first), int(last or first) + 1
-        if stop <= start or stop - start > most or (numbers and start <= numbers[-1]):
+        if stop <= start or (numbers and start <= numbers[-1]):
             raise ValueError(f"{runs[:200]!r} must be ascending numbers")
+        if len(numbers) + stop - start > most:
+            raise ValueError(f"{runs[:200]!r} stands for more than {most} numbers")
         numbers.extend(range(start, stop))
     return numbers
 

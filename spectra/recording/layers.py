@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from checkpoints_index import CheckpointError, clean_name, matches
+from checkpoints_index import CheckpointError, matches
 from checkpoints_index.adapter_methods import UNREAD_LORA, method_name, rewritten_base
 from checkpoints_index.layouts import Stripes
 from checkpoints_index.logical import LogicalMatrix, logical_matrices
 from checkpoints_index.matrices import DTYPES, torch_dtype_name
-from checkpoints_index.snapshots import INITIAL_PARTS, PARTS
-from checkpoints_index.tensors import StoredTensor
+from checkpoints_index.snapshot_headers import INITIAL_PARTS, PARTS
 from spectra.recording.gathering import whole_shape
+from spectra.recording.live_weights import Live, LiveWeight, configuration, live_weights
 
 RECORDED = "LoRA, rsLoRA, DoRA, AdaLoRA, PiSSA, OLoRA, CorDA, LoRA-GA, SORSA and plain layers"
 """What is recorded, for messages."""
@@ -27,25 +26,6 @@ _LIKE_LORA = {"MiCALinearVariant"}
 _DORA = "DoraLinearVariant"
 # What an adapter's folder does not say, but the live model does: which layers there are.
 _UNRECORDED = set(UNREAD_LORA) - {"layer_replication", "target_parameters"}
-# Weights that are packed integers behind the looks of a float tensor.
-_PACKING = {"torchao", "hqq", "quanto", "optimum"}
-
-
-@dataclass(frozen=True)
-class Live:
-    """A parameter or buffer of the live model, looked up at each call.
-
-    FSDP2 and others put another tensor in a parameter's place. Those of equal `Live` are one.
-    """
-
-    owner: Any
-    name: str
-    item: bool = False
-    """Whether it is an item of a dictionary, not an attribute."""
-
-    def __call__(self) -> Tensor:
-        """Return the tensor as it is now, perhaps a shard only."""
-        return (operator.getitem if self.item else getattr)(self.owner, self.name)
 
 
 @dataclass(frozen=True)
@@ -107,7 +87,7 @@ class RecordedLayer:
     name : str
         Clean path of the logical matrix, or of the adapted layer.
     kind : str
-        One of `checkpoints_index.snapshots.PARTS`.
+        One of `checkpoints_index.snapshot_headers.PARTS`.
     parts : tuple of Part
         W_t: in every snapshot.
     base_parts : tuple of Part
@@ -148,10 +128,10 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
         If nothing matches, or a matching layer is adapted or quantised in a way that is not
         recorded.
     """
-    stored = dict(_stored(model))
+    stored = live_weights(model)
     try:
         tensors = {name: weight.described for name, weight in stored.items()}
-        logical = logical_matrices(tensors, _config(model))
+        logical = logical_matrices(tensors, configuration(model))
     except CheckpointError as error:
         raise ValueError(f"The model cannot be taken apart into matrices: {error}") from error
     chosen: dict[str, list[LogicalMatrix]] = {}
@@ -176,100 +156,26 @@ def find_layers(model: nn.Module, modules: Sequence[str]) -> list[RecordedLayer]
     return found
 
 
-# The model's weights
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A weight of the base model, adapted or not."""
-
-    path: str
-    live: Live | None
-    described: StoredTensor
-    is_trained: bool
-    adapter: Any = None
-
-    @property
-    def parameter(self) -> Live:
-        assert self.live is not None
-        return self.live
-
-
-def _stored(model: nn.Module) -> Iterator[tuple[str, _Weight]]:
-    """Yield the weights that the saved base model would have, by their names in the live one."""
-    adapter: Any = None
-    prefix = ""
-    for path, module in model.named_modules():
-        if adapter is not None and path.startswith(prefix):
-            # What an adapter is made of follows the adapted layer.
-            if path[len(prefix) :].split(".")[0] != "base_layer":
-                continue
-        else:
-            adapter = module if hasattr(module, "base_layer") else None
-            prefix = f"{path}." if path else ""
-        if hasattr(module, "base_layer") or "original_module" in path.split("."):
-            continue
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                full = f"{path}.{name}"
-                described = _described(module, name, parameter)
-                trained = parameter.requires_grad
-                live = Live(module, name)
-                yield full, _Weight(clean_name(full), live, described, trained, adapter)
-        packed = (module._parameters or module._buffers) and "weight" not in module._parameters
-        if packed and (shape := _linear_shape(module)) is not None:
-            # Under other names, as by GPTQ and AWQ.
-            full = f"{path}.weight"
-            described = StoredTensor(shape, "packed integers", dequantised=True)
-            yield full, _Weight(clean_name(full), None, described, False, adapter)
-
-
-def _described(module: nn.Module, name: str, parameter: Tensor) -> StoredTensor:
-    dtype, shape = torch_dtype_name(parameter.dtype), whole_shape(parameter)
-    linear = _linear_shape(module) if name == "weight" else None
-    packed = type(parameter.data).__module__.split(".")[0] in _PACKING
-    if linear is not None and (packed or dtype not in DTYPES.values()):
-        return StoredTensor(linear, dtype, dequantised=True)
-    return StoredTensor(shape, dtype)
-
-
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    shape = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    return shape if all(isinstance(size, int) for size in shape) else None  # type: ignore[return-value]
-
-
-def _config(model: nn.Module) -> Mapping[str, Any] | None:
-    """Return the model's configuration; DDP and other wrappers do not pass it on."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if isinstance(config, Mapping):
-            return config
-        if hasattr(config, "to_dict"):
-            return config.to_dict()
-    return None
-
-
-def _refuse_packed(weight: _Weight, matrices: Sequence[LogicalMatrix]) -> None:
-    described = weight.described
-    if described.dequantised or described.dtype not in DTYPES.values():
+def _refuse_packed(weight: LiveWeight, matrices: Sequence[LogicalMatrix]) -> None:
+    if not weight.is_plain:
         raise ValueError(
             f"{matrices[0].matrix.name} must have a matrix of {', '.join(DTYPES.values())} as its "
-            f"weight, it has one quantised to {described.dtype}. Quantised bases are not recorded; "
-            "load the base in 16 bits."
+            f"weight, it has one quantised to {weight.described.dtype}. Quantised bases are not "
+            "recorded; load the base in 16 bits."
         )
 
 
 # Plain layers
 
 
-def _dense(weight: _Weight, matrix: LogicalMatrix) -> RecordedLayer:
+def _dense(weight: LiveWeight, matrix: LogicalMatrix) -> RecordedLayer:
     m = matrix.matrix
     part = _base_weight(weight, matrix, fixed=False)
     place = RecordedMatrix(m.name, m.layer, m.module)
     return RecordedLayer(m.name, "dense", (part,), (part,), (place,))
 
 
-def _base_weight(weight: _Weight, matrix: LogicalMatrix, fixed: bool) -> Part:
+def _base_weight(weight: LiveWeight, matrix: LogicalMatrix, fixed: bool) -> Part:
     dtype = getattr(torch, matrix.matrix.dtype)
     m = matrix.matrix
     return Part(m.name, "weight", weight.parameter, matrix.of, m.shape, dtype, fixed)
@@ -281,7 +187,7 @@ def _base_weight(weight: _Weight, matrix: LogicalMatrix, fixed: bool) -> Part:
 class _Adapter:
     """One PEFT layer and the logical matrices of its base that are recorded."""
 
-    def __init__(self, weight: _Weight, matrices: list[LogicalMatrix], model: nn.Module) -> None:
+    def __init__(self, weight: LiveWeight, matrices: list[LogicalMatrix], model: nn.Module) -> None:
         self._weight = weight
         self._matrices = matrices
         self._layer = weight.adapter
@@ -392,7 +298,7 @@ class _Adapter:
         shape = (outputs.blocks * outputs.block, first.matrix.shape[1])
         stored = self._weight.described.shape
         transposed = bool(getattr(self._layer, "fan_in_fan_out", False))
-        if (b[0], a[1]) != shape or first.is_transposed(stored) != transposed:
+        if (b[0], a[1]) != shape or first.transposed != transposed:
             raise ValueError(
                 f"{self._name} has a weight of shape {stored}, of which the model's configuration "
                 f"tells that it maps {shape[1]} inputs to {shape[0]} outputs, but its adapter maps "

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from checkpoints_index.matrices import DTYPES, locate, torch_dtype_name
-from checkpoints_index.snapshots import FORMAT, LAYERS_KEY, METADATA_KEY, Snapshot
+from checkpoints_index.snapshot_headers import FORMAT, LAYERS_KEY, METADATA_KEY
+from checkpoints_index.snapshots import Snapshot
 from checkpoints_index.stacked_names import own_label, shared_label, stack
 from spectra.recording.layers import Part, RecordedLayer, RecordedMatrix
 from spectra.store import whole_file

@@ -18,18 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
-from checkpoints_index.snapshots import BASE_FILE, LAYERS_KEY, METADATA_KEY
-from tests.checkpoints_index.formats import FORMATS, STEP
+from checkpoints_index.snapshot_headers import LAYERS_KEY, METADATA_KEY
+from checkpoints_index.snapshots import BASE_FILE
+from tests.checkpoints_index.formats import FORMATS, SNAPSHOTS, STEP
 from tests.helpers import attention_weights, tiny_llama
 
 MUTATIONS = 40
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=FORMATS | SNAPSHOTS)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in each format; for reading only."""
     folder = tmp_path_factory.mktemp("whole")
-    FORMATS[request.param](folder)
+    (FORMATS | SNAPSHOTS)[request.param](folder)
     return folder
 
 

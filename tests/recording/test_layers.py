@@ -131,6 +131,14 @@ def test_what_replaces_an_original_module_is_found_under_its_name() -> None:
     }
 
 
+def test_a_wrappers_own_configuration_is_not_the_models() -> None:
+    model: Any = Wrapper("model", copy.deepcopy(tiny("GPT-2")[0]))
+    model.config = {"learning_rate": 0.1}
+    assert {name.rsplit(".", 1)[1] for name in kinds(model, ("all-linear",))} == {
+        *("q_proj", "k_proj", "v_proj", "c_proj", "c_fc")
+    }
+
+
 # Parts.
 
 
