@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
+from spectra.recording.gathering import agreed
+from spectra.recording.guarding import Reporter, guarded, guarded_begin
 from spectra.recording.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+# What the trainer logs, and what it is called in a run.
+_LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
+# Only the log at the end of training has it.
+_LAST_LOG = "train_runtime"
+# DVCLive has no steps: it counts how often it is told something.
+_TRACKERS = tuple(cls for name, cls in INTEGRATION_TO_CALLBACK.items() if name != "dvclive")
 
 
 class SpectraCallback(TrainerCallback):
@@ -18,12 +35,21 @@ class SpectraCallback(TrainerCallback):
     gradient norm (before clipping) are taken from what the trainer logs, so
     ``logging_steps=1`` records every step's.
 
+    Summaries of the steps that have been analysed go to the trackers that the trainer reports
+    to (``report_to``), at the steps they are of. An alert that asks for it ends the training at
+    the next step's end; of several processes, when the trainer logs next.
+
     Parameters
     ----------
     run : Path or str
         The run's folder.
     **options
-        ``modules``, ``every`` and all else that `Recorder` takes.
+        ``modules``, ``every`` and all else that `Recorder` takes; plain values do.
+
+    Attributes
+    ----------
+    recorder : Recorder
+        What records.
 
     Examples
     --------
@@ -32,7 +58,11 @@ class SpectraCallback(TrainerCallback):
 
     def __init__(self, run: Path | str, **options: Any) -> None:
         self.recorder = Recorder(run, **options)
+        self._recording = False
+        self._handler: CallbackHandler | None = None
+        self._reporter = Reporter()
 
+    @guarded_begin
     def on_train_begin(  # noqa: D102
         self,
         args: TrainingArguments,
@@ -41,15 +71,25 @@ class SpectraCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and model is not None:
-            self.recorder.begin(model, state.global_step)
+        if model is None:
+            return
+        # What is wrong with the arguments or the model is said before anything is trained.
+        self.recorder.begin(model, state.global_step, total_steps=state.max_steps)
+        self._recording = True
+        self._handler = _calling_handler()
 
+    @guarded
     def on_step_end(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            self.recorder.step(state.global_step)
+        if not self._recording:
+            return
+        self.recorder.step(state.global_step)
+        self._report(args, state, control, **kwargs)
+        if args.world_size == 1 and self.recorder.stop_requested:
+            self._stop(state, control)
 
+    @guarded
     def on_log(  # noqa: D102
         self,
         args: TrainingArguments,
@@ -58,20 +98,69 @@ class SpectraCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
-            names = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
-            values = {ours: logs[theirs] for theirs, ours in names.items() if theirs in logs}
+        if not self._recording or not logs:
+            return
+        if "loss" in logs:
+            values = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
             self.recorder.log(state.global_step, **values)
+            # All processes must end at the same step. Here they wait for each other anyway.
+            if args.world_size > 1 and agreed(int(self.recorder.stop_requested is not None)):
+                self._stop(state, control)
+        if _LAST_LOG in logs:
+            # Later, the model may be another (load_best_model_at_end) and the trackers closed.
+            self._end(args, state, control, **kwargs)
 
+    @guarded
     def on_save(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # What the trainer would resume behind must not be missing from the curve.
-        if state.is_world_process_zero:
+        if self._recording:
             self.recorder.flush()
 
+    @guarded
     def on_train_end(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            self.recorder.end()
+        if self._recording:
+            self._end(args, state, control, **kwargs)
+
+    def _end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._recording = False
+        self.recorder.end()
+        self._report(args, state, control, **kwargs)
+
+    def _stop(self, state: TrainerState, control: TrainerControl) -> None:
+        if not control.should_training_stop:
+            reason = self.recorder.stop_requested or "as another process says"
+            logger.warning("Training stops after step %d: %s", state.global_step, reason)
+        control.should_training_stop = True
+
+    def _report(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for step, summary, _ in self.recorder.news():
+            # Trackers take the step from the state, and nobody shall change the flow by copies.
+            then = copy.copy(state)
+            then.global_step = step
+            for tracker in self._trackers():
+                self._reporter.report(
+                    tracker, "on_log", args, then, copy.copy(control), logs=dict(summary), **kwargs
+                )
+
+    def _trackers(self) -> list[Any]:
+        handler = self._handler
+        return [] if handler is None else [c for c in handler.callbacks if isinstance(c, _TRACKERS)]
+
+
+def _calling_handler() -> CallbackHandler | None:
+    """Return the trainer's list of callbacks; a callback is given all else, but not that."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return caller
+        frame = frame.f_back
+    return None

@@ -103,16 +103,18 @@ class DriftFeed:
         self._parts: dict[Path, dict[_Analysis, pa.Table]] = {}
         self._given: set[_Analysis] = set()
         self._ready: queue.SimpleQueue[StepDrift] = queue.SimpleQueue()
+        self._looking = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
 
     def start(self) -> None:
         """Take note of the rows there are, and begin to follow the folder."""
-        try:
-            self._complete()
-        except Exception as error:
-            self._warn(error)
+        with self._looking:
+            try:
+                self._complete()
+            except Exception as error:
+                self._warn(error)
         self._thread = threading.Thread(target=self._follow, name="spectra-feed", daemon=True)
         self._thread.start()
 
@@ -130,10 +132,9 @@ class DriftFeed:
             self._thread.join(_PATIENCE_SECONDS)
             self._thread = None
 
-    def _follow(self) -> None:
-        last = False
-        while not last:
-            last = self._stopping.wait(self._seconds)
+    def look(self) -> None:
+        """Read and judge what is there now; the thread does so by itself."""
+        with self._looking:
             try:
                 for step, table in self._complete():
                     rows = table.to_pandas().drop_duplicates(["layer", "module"], keep="last")
@@ -141,6 +142,12 @@ class DriftFeed:
                     self._ready.put(StepDrift(step, summary(rows), alerts))
             except Exception as error:
                 self._warn(error)
+
+    def _follow(self) -> None:
+        last = False
+        while not last:
+            last = self._stopping.wait(self._seconds)
+            self.look()
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
