@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 
+from spectra.recording.alerts import Alerts
 from spectra.recording.gathering import agreed
 from spectra.recording.guarding import Reporter, guarded, guarded_begin
 from spectra.recording.recorder import Recorder
@@ -58,6 +59,7 @@ class SpectraCallback(TrainerCallback):
 
     def __init__(self, run: Path | str, **options: Any) -> None:
         self.recorder = Recorder(run, **options)
+        self._may_stop = Alerts(options.get("alerts")).may_stop
         self._recording = False
         self._handler: CallbackHandler | None = None
         self._reporter = Reporter()
@@ -86,8 +88,8 @@ class SpectraCallback(TrainerCallback):
             return
         self.recorder.step(state.global_step)
         self._report(args, state, control, **kwargs)
-        if args.world_size == 1 and self.recorder.stop_requested:
-            self._stop(state, control)
+        if args.world_size == 1:
+            self._stop_if(self.recorder.stop_requested, state, control)
 
     @guarded
     def on_log(  # noqa: D102
@@ -98,14 +100,17 @@ class SpectraCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not self._recording or not logs:
+        if not logs:
+            return
+        if "loss" in logs and args.world_size > 1 and self._may_stop:
+            # All processes must end at the same step. Here they wait for each other anyway; they
+            # all come here, also where one of them does not record.
+            self._stop_if(agreed(self.recorder.stop_requested), state, control)
+        if not self._recording:
             return
         if "loss" in logs:
             values = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
             self.recorder.log(state.global_step, **values)
-            # All processes must end at the same step. Here they wait for each other anyway.
-            if args.world_size > 1 and agreed(int(self.recorder.stop_requested is not None)):
-                self._stop(state, control)
         if _LAST_LOG in logs:
             # Later, the model may be another (load_best_model_at_end) and the trackers closed.
             self._end(args, state, control, **kwargs)
@@ -132,11 +137,10 @@ class SpectraCallback(TrainerCallback):
         self.recorder.end()
         self._report(args, state, control, **kwargs)
 
-    def _stop(self, state: TrainerState, control: TrainerControl) -> None:
-        if not control.should_training_stop:
-            reason = self.recorder.stop_requested or "as another process says"
+    def _stop_if(self, reason: str | None, state: TrainerState, control: TrainerControl) -> None:
+        if reason is not None and not control.should_training_stop:
+            control.should_training_stop = True
             logger.warning("Training stops after step %d: %s", state.global_step, reason)
-        control.should_training_stop = True
 
     def _report(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

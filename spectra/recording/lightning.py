@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spectra.recording.alerts import Alerts
 from spectra.recording.gathering import agreed
 from spectra.recording.guarding import Reporter, guarded, guarded_begin
 from spectra.recording.recorder import Recorder
@@ -76,6 +77,7 @@ class LightningCallback(_Callback):
     def __init__(self, run: Path | str, **options: Any) -> None:
         super().__init__()
         self.recorder = Recorder(run, **options)
+        self._may_stop = Alerts(options.get("alerts")).may_stop
         self._recording = False
         self._step = 0
         self._losses: list[Tensor] = []
@@ -84,6 +86,8 @@ class LightningCallback(_Callback):
 
     @guarded_begin
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:  # noqa: D102
+        if trainer.fast_dev_run:
+            return  # a trial of the code, not a run
         # Here, weights and counters of a checkpoint have been restored.
         self._step = trainer.global_step
         self._losses = []
@@ -104,24 +108,21 @@ class LightningCallback(_Callback):
     def on_train_batch_end(  # noqa: D102
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        stepped = trainer.global_step != self._step  # or gradients are accumulated
+        self._step = trainer.global_step
+        often = self._step % (trainer.log_every_n_steps or 1) == 0
+        if stepped and trainer.world_size > 1 and self._may_stop and often:
+            # All processes must end at the same step, and asking each time would slow them. They
+            # all come here, also where one of them does not record.
+            self._stop_if(agreed(self.recorder.stop_requested), trainer)
         if not self._recording:
             return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            # Lightning has divided it by the number of batches.
-            automatic = pl_module.automatic_optimization
-            parts = trainer.accumulate_grad_batches if automatic else 1
-            self._losses.append(parts * loss.detach())
-        if trainer.global_step == self._step:
-            return  # gradients are accumulated
-        self._step = trainer.global_step
-        values = self._logged(trainer) | {"lr": self._lr}
-        if self._losses:
-            values["loss"] = torch.stack(self._losses).mean()
-        self._losses, self._lr = [], None
-        self.recorder.step(self._step, **values)
-        self._report(trainer)
-        self._stop_if_asked(trainer)
+        self._note_loss(outputs, trainer, pl_module)
+        if stepped:
+            self.recorder.step(self._step, **self._values(trainer))
+            self._report(trainer)
+            if trainer.world_size == 1:
+                self._stop_if(self.recorder.stop_requested, trainer)
 
     @guarded
     def on_save_checkpoint(  # noqa: D102
@@ -146,27 +147,32 @@ class LightningCallback(_Callback):
             self._recording = False
             self.recorder.interrupt()
 
-    def _logged(self, trainer: Any) -> dict[str, Any]:
-        if not trainer.log_every_n_steps or self._step % trainer.log_every_n_steps:
-            return {}
-        logged = trainer.logged_metrics
-        found = {}
-        for ours, names in _LOGGED.items():
-            present = [n for name in names for n in (name, f"{name}_step") if n in logged]
-            if present:
-                found[ours] = logged[present[0]]
-        return found
+    def _note_loss(self, outputs: Any, trainer: Any, pl_module: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            # Lightning has divided it by the number of batches.
+            automatic = pl_module.automatic_optimization
+            parts = trainer.accumulate_grad_batches if automatic else 1
+            self._losses.append(parts * loss.detach())
 
-    def _stop_if_asked(self, trainer: Any) -> None:
-        reason = self.recorder.stop_requested
-        if trainer.world_size > 1:
-            # All processes must end at the same step, and asking each time would slow them.
-            if self._step % (trainer.log_every_n_steps or 1):
-                return
-            reason = agreed(reason)
-        if reason and not trainer.should_stop:
-            logger.warning("Training stops after step %d: %s", self._step, reason)
+    def _values(self, trainer: Any) -> dict[str, Any]:
+        """Return what is known of the step that is done."""
+        values: dict[str, Any] = {"lr": self._lr}
+        if trainer.log_every_n_steps and self._step % trainer.log_every_n_steps == 0:
+            logged = trainer.logged_metrics
+            for ours, names in _LOGGED.items():
+                present = [n for name in names for n in (name, f"{name}_step") if n in logged]
+                if present:
+                    values[ours] = logged[present[0]]
+        if self._losses:
+            values["loss"] = torch.stack(self._losses).mean()
+        self._losses, self._lr = [], None
+        return values
+
+    def _stop_if(self, reason: str | None, trainer: Any) -> None:
+        if reason is not None and not trainer.should_stop:
             trainer.should_stop = True
+            logger.warning("Training stops after step %d: %s", self._step, reason)
 
     def _report(self, trainer: Any) -> None:
         for step, summary, _ in self.recorder.news():

@@ -18,13 +18,18 @@ from spectra.store import Run
 @pytest.fixture
 def prompt_feed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are on disk are known at once, not up to a second later."""
+    look_before_taking(monkeypatch)
+
+
+def look_before_taking(patch: pytest.MonkeyPatch) -> None:
+    """What `prompt_feed` does, for processes without fixtures."""
     take = DriftFeed.take
 
     def look_and_take(self: DriftFeed) -> list[StepDrift]:
         self.look()
         return take(self)
 
-    monkeypatch.setattr(DriftFeed, "take", look_and_take)
+    patch.setattr(DriftFeed, "take", look_and_take)
 
 
 def analyse(recorder: Recorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from checkpoints_index.snapshots import BASE_FILE
 from spectra.recording.callback import SpectraCallback
 from spectra.store import Run
 from tests.helpers import attention_weights, lora, plain, sorsa, tiny_llama, token_rows
+from tests.ranks import Ranks
 from tests.recording.analysing import (
     AnalyseBetweenSteps,
     drift_after,
+    look_before_taking,
     prompt_feed,  # noqa: F401
     tensorboard_scalars,
 )
@@ -396,3 +399,25 @@ def test_the_callback_takes_the_recorders_options(tmp_path: Path) -> None:
 
 def test_the_callback_is_public() -> None:
     assert spectra.SpectraCallback is SpectraCallback
+
+
+def _stop_together(folder: str) -> None:
+    """One rank: step 1's drift is known to rank 0 before step 2 begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        look_before_taking(patch)
+        rank = int(os.environ["RANK"])
+        alert = {"column": "frobenius_drift", "above": 0, "stop": True}
+        callback = SpectraCallback(Path(folder) / "run", every=1, alerts=alert)
+        between = [AnalyseBetweenSteps(callback.recorder)] if rank == 0 else []
+        options = {"logging_steps": 3, "ddp_backend": "gloo"}
+        out = Path(folder) / f"out-{rank}"
+        done = trainer(out, plain(tiny_llama()), callback, *between, **options)
+        done.train()
+    assert done.state.global_step == 3
+
+
+def test_several_processes_stop_together_where_they_log(tmp_path: Path) -> None:
+    with Ranks(__name__) as ranks:
+        ranks(_stop_together, tmp_path)
+    settings = Run(tmp_path / "run").read_settings()
+    assert (settings["state"], settings["last_step"]) == ("finished", 3)
