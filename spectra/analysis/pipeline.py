@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +23,20 @@ from checkpoints_index import (
     printable,
     settle_quantisation,
 )
-from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.bases import find_base
 from spectra.analysis.cost import Estimate, estimate_cost
-from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps
-from spectra.analysis.rows import Quantities, Row
+from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps, row_keys
+from spectra.analysis.rows import Quantities
 from spectra.analysis.schedule import compute
+from spectra.analysis.writing import RowWriter, describe_run
 from spectra.linalg import PRECISIONS, SOLVERS
 from spectra.store import Run, find_runs, read_runs
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
-# Finished rows wait at most so long in memory before they are on disk.
-_WRITE_SECONDS = 5.0
 # A name may be longer than the line that the progress bar has.
 _NAME_SHOWN = 40
 
@@ -116,7 +113,7 @@ def analyze(
     RuntimeError
         If another process is analysing the same run, or matrices take down every worker.
     """
-    quantities = _quantities(values_only, solver, precision)
+    quantities = checked_quantities(values_only, solver, precision)
     runs = []
     failed: list[CheckpointError] = []
     for job in _jobs(paths, base, dequantise, modules, out):
@@ -160,14 +157,15 @@ def estimate(
     FileNotFoundError, checkpoints_index.CheckpointError, ValueError
         As `analyze`.
     """
-    quantities = _quantities(values_only, solver, precision)
+    quantities = checked_quantities(values_only, solver, precision)
     tasks = [
         t for job in _jobs(paths, base, dequantise, modules, out) for t in job.tasks(quantities)
     ]
     return estimate_cost(tasks, quantities, BaseCache())
 
 
-def _quantities(values_only: bool, solver: str, precision: str | None) -> Quantities:
+def checked_quantities(values_only: bool, solver: str, precision: str | None) -> Quantities:
+    """Return what is computed; raises ValueError for an unknown solver or precision."""
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     if precision not in (None, *PRECISIONS):
@@ -183,18 +181,23 @@ class _Job:
     checkpoints: Sequence[Checkpoint]
     base: Checkpoint
     modules: Sequence[str] | None
-    recorded: bool
+    recorded: bool = False
+    """Whether the rows go to the run that the hook recorded, which it has described."""
+    of_a_run: bool = False
+    """Whether all steps that count are there: the run's own snapshots."""
 
     def describe(self) -> None:
         """Write down what is analysed, where no hook has done so."""
         if not self.recorded:
             found = sorted({m.module for m in self.base.matrices})
-            _describe(self.run, self.checkpoints, self.base, self.modules or found)
+            methods = {c.method for c in self.checkpoints}
+            paths = [c.path for c in self.checkpoints]
+            describe_run(self.run, self.base, self.modules or found, methods, paths)
 
     def tasks(self, quantities: Quantities) -> list[Task]:
         """Return what has no current row."""
-        current = self.run.drift.read(["source"])
-        return plan_tasks(self.base, self.checkpoints, self.modules, current, quantities)
+        done = row_keys(self.run.drift.read(["source"]))
+        return plan_tasks(self.base, self.checkpoints, self.modules, done, quantities)
 
     def bring_up_to_date(
         self, quantities: Quantities, workers: int | None, scheduler: str | None, progress: bool
@@ -203,7 +206,7 @@ class _Job:
         self.run.remove_leftovers()
         tasks = self.tasks(quantities)
         total = sum(len(task.steps) for task in tasks)
-        writer = _Writer(self.run, {"run": self.run.name, "method": self.run.method})
+        writer = RowWriter(self.run)
         hidden = not progress or total == 0
         name = printable(self.run.name)[:_NAME_SHOWN]
         bar = tqdm(total=total, desc=f"Analysing {name}", unit="matrix", disable=hidden)
@@ -214,7 +217,8 @@ class _Job:
         finally:
             bar.close()
             writer.flush()
-        steps = {0, *(c.step for c in self.checkpoints)}
+        # Another trainer deletes its old checkpoints: what was computed of them stays.
+        steps = {0, *(c.step for c in self.checkpoints)} if self.of_a_run else None
         self.run.drift.compact(steps)
         self.run.spectrum.compact(steps)
 
@@ -242,7 +246,8 @@ def _jobs(
             target = source if out is None else Run(out)
             snapshots = find_snapshots(source.snapshots_path)
             w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
-            yield _Job(target, snapshots, w_0, modules, recorded=target.path == source.path)
+            is_own = target.path == source.path
+            yield _Job(target, snapshots, w_0, modules, recorded=is_own, of_a_run=True)
         return
     if len(given) == 1:
         yield from _series_jobs(given[0], base, dequantise, modules, out)
@@ -313,31 +318,7 @@ def _job(
     if run.path.is_file():
         raise ValueError(f"A run is a folder, and {run.path} is a file. Choose another --out.")
     bound = [settle_quantisation(c, dequantise).bind(base) for c in checkpoints]
-    return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
-
-
-class _Writer:
-    """Collects rows and writes them every few seconds, arrays before the rows that need them."""
-
-    def __init__(self, run: Run, keys: dict[str, str]) -> None:
-        self._run = run
-        self._keys = keys
-        self._drift: list[Row] = []
-        self._spectrum: list[Row] = []
-        self._written = time.monotonic()
-
-    def add(self, drift: Row, spectrum: Row) -> None:
-        self._drift.append(self._keys | drift)
-        if spectrum:
-            self._spectrum.append(self._keys | spectrum)
-        if time.monotonic() - self._written > _WRITE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        self._run.spectrum.append(self._spectrum)
-        self._run.drift.append(self._drift)
-        self._spectrum, self._drift = [], []
-        self._written = time.monotonic()
+    return _Job(run, bound, base, modules or DEFAULT_MODULES)
 
 
 def _recorded_runs(path: Path) -> list[Run]:
@@ -346,36 +327,3 @@ def _recorded_runs(path: Path) -> list[Run]:
     if is_remote(path) or not path.is_dir():
         return []
     return [run for run in find_runs(path) if (run.snapshots_path / BASE_FILE).is_file()]
-
-
-def _describe(
-    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str]
-) -> None:
-    methods = sorted({c.method for c in checkpoints})
-    described = run.read_settings().get("base", {}) if run.exists() else {}
-    dequantised = base.dequantised if isinstance(base, ModelCheckpoint) else None
-    now = _named(str(base.path), dequantised)
-    before = _named(described.get("name", base.path), described.get("dequantised"))
-    if described.get("name") is not None and before != now:
-        raise ValueError(
-            f"{run.path} was analysed against the base {before}, now it is {now}. Choose "
-            "another --out."
-        )
-    run.update_settings(
-        method="+".join(methods),
-        modules=list(modules),
-        base={
-            "name": str(base.path),
-            "fingerprint": base.fingerprint,
-            # "nf4", where W_0 is not the weights that these were quantised from.
-            "dequantised": dequantised,
-            # A quantisation's name, such as "q4_0", where W_0 is what that stands for.
-            "dtypes": sorted({m.dtype for m in base.matrices}),
-        },
-        checkpoints=[str(c.path) for c in checkpoints],
-        state="finished",
-    )
-
-
-def _named(base: str, dequantised: str | None) -> str:
-    return base if dequantised is None else f"{base} (de-quantised from {dequantised})"

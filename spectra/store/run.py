@@ -144,7 +144,7 @@ class Run:
     @property
     def state(self) -> str:
         """``"growing"`` while a process works on it, else ``"finished"`` or ``"interrupted"``."""
-        if any(self._is_locked(work) for work in WORKS):
+        if any(self.is_locked(work) for work in WORKS):
             return "growing"
         done = self.read_settings().get("state") == "finished"
         return "finished" if done else "interrupted"
@@ -174,6 +174,26 @@ class Run:
                 )
             yield
 
+    def is_locked(self, work: str) -> bool:
+        """Whether a process is at this work, one of `WORKS`."""
+        try:
+            with self._lock_path(work).open() as file:
+                return not _take(file, shared=True)
+        except OSError:
+            return False
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the recording is over: it said so, or its process is there no more."""
+        try:
+            if self.read_settings().get("state") == "finished":
+                return True
+        except (OSError, ValueError):
+            if not self._lock_path("recording").exists():
+                return False  # not begun
+        # Without locks, one that was killed cannot be told from one that is at work.
+        return not self.is_locked("recording") and sys.platform != "win32"
+
     def remove_leftovers(self) -> None:
         """Delete unfinished files that a killed process left behind an hour ago or more."""
         for folder in (self.path, self.snapshots_path, self.drift.folder, self.spectrum.folder):
@@ -181,13 +201,6 @@ class Run:
 
     def _lock_path(self, work: str) -> Path:
         return self.path / f".{work}.lock"
-
-    def _is_locked(self, work: str) -> bool:
-        try:
-            with self._lock_path(work).open() as file:
-                return not _take(file, shared=True)
-        except OSError:
-            return False
 
     # Tables
 
