@@ -242,6 +242,9 @@ class Training:
         if arrival is not None and arrival.has_changed and not arrival.is_gone:
             # Written anew meanwhile: what was read may be of both. It comes again.
             return None
+        if not self.run.exists():
+            self._tell("run", f"{self.run.path} was deleted: its rows are dropped.")
+            return None
         writer.flush()
         if len(self.run.drift.parts()) > _MOST_PARTS:
             self.run.drift.compact(self._steps())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from checkpoints_index import (
 )
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
-from spectra.analysis.bases import find_base
+from spectra.analysis.bases import find_base, warn_of_another_model
 from spectra.analysis.cost import Estimate, estimate_cost
 from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps, row_keys
 from spectra.analysis.rows import Quantities
@@ -106,8 +106,7 @@ def analyze(
     FileNotFoundError
         If a path does not exist or holds no checkpoint.
     checkpoints_index.CheckpointError
-        If a checkpoint is broken: before anything is computed where its headers say so, else at the
-        end, when all others and all other runs have their rows.
+        If a checkpoint is broken: at the end, when all others and all other runs have their rows.
     ValueError
         If base, modules and checkpoints do not fit together, or an option is unknown.
     RuntimeError
@@ -116,7 +115,7 @@ def analyze(
     quantities = checked_quantities(values_only, solver, precision)
     runs = []
     failed: list[CheckpointError] = []
-    for job in _jobs(paths, base, dequantise, modules, out):
+    for job in _jobs(paths, base, dequantise, modules, out, failed):
         job.describe()
         with job.run.lock("analysis"):
             try:
@@ -125,7 +124,7 @@ def analyze(
                 failed.append(error)
         runs.append(job.run)
     if failed:
-        raise CheckpointError(" ".join(map(str, failed)))
+        raise CheckpointError(" ".join(dict.fromkeys(map(str, failed))))
     return read_runs(runs, "drift")
 
 
@@ -158,9 +157,13 @@ def estimate(
         As `analyze`.
     """
     quantities = checked_quantities(values_only, solver, precision)
-    tasks = [
-        t for job in _jobs(paths, base, dequantise, modules, out) for t in job.tasks(quantities)
-    ]
+    failed: list[CheckpointError] = []
+    jobs = list(_jobs(paths, base, dequantise, modules, out, failed))
+    if failed and not jobs:
+        raise failed[0]
+    for error in failed:
+        logger.warning("Left out: %s", error)
+    tasks = [task for job in jobs for task in job.tasks(quantities)]
     return estimate_cost(tasks, quantities, BaseCache())
 
 
@@ -183,8 +186,8 @@ class _Job:
     modules: Sequence[str] | None
     recorded: bool = False
     """Whether the rows go to the run that the hook recorded, which it has described."""
-    of_a_run: bool = False
-    """Whether all steps that count are there: the run's own snapshots."""
+    steps: Collection[int] | None = None
+    """Steps that exist, whose rows stay while those of others go; by default all stay."""
 
     def describe(self) -> None:
         """Write down what is analysed, where no hook has done so."""
@@ -217,10 +220,8 @@ class _Job:
         finally:
             bar.close()
             writer.flush()
-        # Another trainer deletes its old checkpoints: what was computed of them stays.
-        steps = {0, *(c.step for c in self.checkpoints)} if self.of_a_run else None
-        self.run.drift.compact(steps)
-        self.run.spectrum.compact(steps)
+        self.run.drift.compact(self.steps)
+        self.run.spectrum.compact(self.steps)
 
 
 def _jobs(
@@ -229,6 +230,7 @@ def _jobs(
     dequantise: bool,
     modules: Sequence[str] | None,
     out: Path | str | None,
+    failed: list[CheckpointError],
 ) -> Iterator[_Job]:
     given = [as_location(p) for p in _listed(paths)]
     runs_of = {path: _recorded_runs(path) for path in given}
@@ -244,19 +246,28 @@ def _jobs(
             raise ValueError("out takes one run; leave it out and each run keeps its own rows.")
         for source in recorded:
             target = source if out is None else Run(out)
-            snapshots = find_snapshots(source.snapshots_path)
-            w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
+            broken: list[CheckpointError] = []
+            try:
+                snapshots = find_snapshots(source.snapshots_path, broken)
+                w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
+            except CheckpointError as error:
+                failed.append(error)
+                continue
+            failed += broken
             is_own = target.path == source.path
-            yield _Job(target, snapshots, w_0, modules, recorded=is_own, of_a_run=True)
+            # What an earlier attempt recorded is not there any more. Other trainers delete their
+            # old checkpoints while they train: what was computed of these stays.
+            steps = None if broken else {0, *(c.step for c in snapshots)}
+            yield _Job(target, snapshots, w_0, modules, recorded=is_own, steps=steps)
         return
     if len(given) == 1:
-        yield from _series_jobs(given[0], base, dequantise, modules, out)
+        yield from _series_jobs(given[0], base, dequantise, modules, out, failed)
         return
-    checkpoints = [c for p in given for c in find_checkpoints(p)]
+    checkpoints = [c for p in given for c in find_checkpoints(p, failed)]
     refuse_shared_steps(checkpoints)
     run = Run(out if out is not None else Path("runs") / name_of(given[0]))
     model = open_model(find_base(base, checkpoints), dequantise=dequantise)
-    yield _job(run, checkpoints, model, dequantise, modules)
+    yield from _job(run, checkpoints, model, dequantise, modules, failed)
 
 
 def _series_jobs(
@@ -265,9 +276,10 @@ def _series_jobs(
     dequantise: bool,
     modules: Sequence[str] | None,
     out: Path | str | None,
+    failed: list[CheckpointError],
 ) -> list[_Job]:
     """Each training in a folder as a run of its own; all bases are found before any is read."""
-    found = find_series(path)
+    found = find_series(path, failed)
     models = [s for s in found if not s.is_adapter and not s.has_steps]
     trained = [s for s in found if s.is_adapter or s.has_steps]
     if base is not None:
@@ -278,7 +290,7 @@ def _series_jobs(
             find_checkpoints(path)  # says that no step of theirs is known
         trained, models = models or found, []
     target = Path(out) if out is not None else Path("runs") / name_of(path)
-    jobs = []
+    jobs: list[_Job] = []
     bases: dict[Path, Checkpoint] = {}
     beside = [model.checkpoints[0].path for model in models]
     for series in trained:
@@ -287,8 +299,8 @@ def _series_jobs(
         run = Run(target if len(trained) == 1 else target / series.name)
         if w_0 not in bases:
             bases[w_0] = open_model(w_0, dequantise=dequantise)
-        jobs.append(_job(run, series.checkpoints, bases[w_0], dequantise, modules))
-    used = {_identity(job.base.path) for job in jobs}
+        jobs += _job(run, series.checkpoints, bases[w_0], dequantise, modules, failed)
+    used = {_identity(base.path) for base in bases.values()}
     for model in beside:
         if _identity(model) not in used:
             logger.warning("%s has no step and is nobody's base: it is left out.", model)
@@ -309,7 +321,9 @@ def _job(
     base: Checkpoint,
     dequantise: bool,
     modules: Sequence[str] | None,
-) -> _Job:
+    failed: list[CheckpointError],
+) -> list[_Job]:
+    """Return what is to be done for a training; nothing if none of its checkpoints can be used."""
     if (run.snapshots_path / BASE_FILE).is_file():
         raise ValueError(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
@@ -317,8 +331,16 @@ def _job(
         )
     if run.path.is_file():
         raise ValueError(f"A run is a folder, and {run.path} is a file. Choose another --out.")
-    bound = [settle_quantisation(c, dequantise).bind(base) for c in checkpoints]
-    return _Job(run, bound, base, modules or DEFAULT_MODULES)
+    bound = []
+    for checkpoint in checkpoints:
+        try:
+            bound.append(settle_quantisation(checkpoint, dequantise).bind(base))
+        except CheckpointError as error:
+            failed.append(error)
+    if not bound:
+        return []
+    warn_of_another_model(base, bound[0])
+    return [_Job(run, bound, base, modules or DEFAULT_MODULES)]
 
 
 def _recorded_runs(path: Path) -> list[Run]:

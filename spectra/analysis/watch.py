@@ -162,6 +162,7 @@ class _Watch:
         self._snapshots: dict[Path, Snapshots] = {}
         self._existed = self.location.exists()
         self._is_unsettled = True
+        self._beside: list[Path] = []
         self._order: list[Training] = []
 
     @property
@@ -175,21 +176,29 @@ class _Watch:
         self._existed = True
         if self._snapshots:
             return all(Run(folder).is_recorded for folder in self._snapshots)
+        if self.trainings:
+            self._tell(
+                "endless",
+                f"Nothing says when the training in {self.location} is finished: it is followed "
+                "until Ctrl+C, or with --idle.",
+            )
+            return False
         return Run(self.location).is_recorded
 
     def look(self) -> bool:
         """Offer to each training what there is; return whether there is something new."""
-        own = Run(self.location)
         changed = False
-        if self.options.base is None and was_recorded(own):
-            runs = [own]
-        else:
+        if self.options.base is not None:
             changed = self._folder.look()
-            runs = self._folder.runs() if self.options.base is None else []
-        for run in runs:
-            changed |= self._look_at_run(run)
-        if not runs:
             self._look_at_others(changed)
+        elif was_recorded(own := Run(self.location)):
+            changed = self._look_at_run(own)
+        elif not own.is_locked("recording"):  # else its base is not there yet
+            changed = self._folder.look()
+            if runs := self._folder.runs():
+                changed = any([changed, *map(self._look_at_run, runs)])
+            else:
+                self._look_at_others(changed)
         if not self.trainings:
             self._tell("nothing", f"Waiting for checkpoints in {self.location}.", logging.INFO)
         return changed
@@ -258,12 +267,12 @@ class _Watch:
         series = self._folder.index().series if self.location.is_dir() else ()
         # A model of which nothing says the step may be a base, or the end of something.
         lone = [s for s in series if not _is_training(s)]
-        beside = [e.path for s in lone for e in s.entries if e.state == "complete"]
+        self._beside = [entry.path for s in lone for entry in s.entries]
         for one in series:
             if _is_training(one):
-                self._look_at(one, beside)
+                self._look_at(one)
 
-    def _look_at(self, series: Series, beside: Sequence[Path]) -> None:
+    def _look_at(self, series: Series) -> None:
         if series.problem:
             self._tell(series.problem, series.problem)
             return
@@ -280,16 +289,17 @@ class _Watch:
         if key not in self.trainings:
             if not arrivals:
                 return
-            self.trainings[key] = self._training_of(series, beside)
+            self.trainings[key] = self._training_of(series)
         self.trainings[key].offer(arrivals)
 
-    def _training_of(self, series: Series, beside: Sequence[Path]) -> Training:
+    def _training_of(self, series: Series) -> Training:
         options = self.options
         run = self._run_for(series)
-        near = beside if _is_adapter(series) else []
+        is_adapter = _is_adapter(series)
 
         def open_plan(checkpoint: Checkpoint) -> Plan:
-            place = find_base(options.base, [checkpoint], self.location, near)
+            beside = self._beside if is_adapter else []
+            place = find_base(options.base, [checkpoint], self.location, beside)
             w_0 = open_model(place, dequantise=options.dequantise)
             warn_of_another_model(w_0, checkpoint)
             return Plan(w_0, options.modules or DEFAULT_MODULES, options.quantities)
