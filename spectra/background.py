@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -24,6 +25,12 @@ def go_to_background() -> None:
     with suppress(OSError, AttributeError):  # Linux only
         # Its reading and writing then have the lowest priority too.
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError, AttributeError):  # not where the kernel has no such groups
+        # Linux may first divide the processors between sessions, each of which counts as much as
+        # another whatever the priorities within it. The session must be ours alone, as a live
+        # analysis' is: a shell's has the training in it.
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(_LOWEST))
     # Of libraries that were loaded before.
     threadpool_limits(1)
     import torch

@@ -95,6 +95,7 @@ def test_it_gives_way_to_the_training(run: Run, monkeypatch: pytest.MonkeyPatch)
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
         assert os.getsid(pid) == pid  # Ctrl+C in the training's terminal does not reach it
+        assert group_of(pid) in (None, 19)
         variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
         settings = dict(v.split("=", 1) for v in variables if v)
         assert not {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & settings.keys()
@@ -105,6 +106,22 @@ def test_it_gives_way_to_the_training(run: Run, monkeypatch: pytest.MonkeyPatch)
         assert live.problem() is None
     live.finish(wait=True)
     assert live.problem() is None and steps_of(run) == {0, 1}
+
+
+def group_of(process: int) -> int | None:
+    """The priority of a process's whole session, where the kernel has such a thing."""
+    file = Path(f"/proc/{process}/autogroup")
+    return int(file.read_text().split()[-1]) if file.exists() else None
+
+
+def test_what_shares_a_session_with_a_training_leaves_the_session_alone() -> None:
+    before = group_of(os.getpid())
+    code = "from spectra.background import go_to_background as go; go(); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE)
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, process.pid) == 19, "the lowest priority")
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert group_of(os.getpid()) == before
 
 
 _TRAINER = """
