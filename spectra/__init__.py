@@ -13,6 +13,7 @@ from typing import Any
 _PUBLIC = {
     "Recorder": ("spectra.recording", None),
     "SpectraCallback": ("spectra.recording.callback", "train"),
+    "Alert": ("spectra.recording.alerts", None),
     "SorsaConfig": ("spectra.methods", "train"),
     "SorsaRegularizerCallback": ("spectra.training.regularizer", "train"),
     "orthonormal_regularizer": ("spectra.methods", "train"),
