@@ -112,6 +112,7 @@ class DriftFeed:
         """Take note of the rows there are, and begin to follow the folder."""
         with self._looking:
             try:
+                self._note_old()
                 self._complete()
             except Exception as error:
                 self._warn(error)
@@ -155,6 +156,18 @@ class DriftFeed:
             folder = self._table.folder
             logger.warning("Not all of %s can be followed (%s); training goes on.", folder, error)
             logger.debug("While following %s:", folder, exc_info=True)
+
+    def _note_old(self) -> None:
+        """Count as given what is complete in one part, without reading it: most of a long run."""
+        for part in self._table.parts():
+            try:
+                keys = self._table.read_part(part, [*KEYS, "source"])
+            except OSError:
+                continue  # said, if it stays so, when it is read
+            matrices = keys.group_by(["step", "source", "layer", "module"]).aggregate([])
+            counts = matrices.group_by(["step", "source"]).aggregate([("layer", "count")])
+            complete = counts.filter(pc.field("layer_count") >= self._matrices).to_pylist()
+            self._given |= {(row["step"], row["source"]) for row in complete}
 
     def _complete(self) -> list[tuple[int, pa.Table]]:
         """Read the parts that are new, and return the steps that became complete, in order."""

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from checkpoints_index import CheckpointError
 from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
+from spectra.recording.alerts import Alerts
+from spectra.recording.feed import DriftFeed
+from spectra.recording.gathering import is_writer
 from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
 from spectra.store import TRAINING_QUANTITIES, Run, whole_file
 from spectra.store.files import remove_leftovers
@@ -76,7 +79,12 @@ class Recorder:
         base: str | None = None,
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
+        alerts: Any = (),
     ) -> None:
+        self._alerts = Alerts(alerts)
+        self._feed: DriftFeed | None = None
+        self._news: list = []
+        self.stop_requested: str | None = None
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
         if isinstance(modules, str):
@@ -126,8 +134,10 @@ class Recorder:
             raise
         self.end()
 
-    def begin(self, model: nn.Module, start_step: int = 0) -> None:
+    def begin(self, model: nn.Module, start_step: int = 0, total_steps: int | None = None) -> None:
         """Start recording; `attach` without the ``with``. Parameters and errors as there."""
+        if not is_writer():
+            return
         layers = find_layers(model, self.modules)
         self._take_lock()
         self._layers = layers
@@ -155,6 +165,9 @@ class Recorder:
         self._forget_from(start_step + 1)
         self._last_step = start_step
         self._last_snapshot = None
+        self._feed = DriftFeed(self.run, len(layers), self._alerts, 0.05)
+        self._feed.start()
+        self.stop_requested = None
         self._started = time.monotonic() - max(
             (r.get("seconds") or 0.0 for r in self._rows.values()), default=0.0
         )
@@ -192,10 +205,24 @@ class Recorder:
             )
         self.log(step, **values)
         self._last_step = step
+        self._look()
         if step % self.every == 0:
             self._write_snapshot(step)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    def news(self):
+        self._look()
+        news, self._news = self._news, []
+        return news
+
+    def _look(self):
+        for d in self._feed.take() if self._feed else ():
+            self._news.append((d.step, d.summary, d.alerts))
+            for a in d.alerts:
+                logger.warning("%s", a.message)
+                if a.stop:
+                    self.stop_requested = a.message
 
     def log(self, step: int, **values: float | Tensor | None) -> None:
         """Note values of a step without counting it as done; later calls add to earlier ones."""
@@ -222,7 +249,12 @@ class Recorder:
         if self._last_step and self._last_snapshot != self._last_step:
             self._write_snapshot(self._last_step)
         self.flush()
+        self._feed.stop()
         self.run.update_settings(state="finished", last_step=self._last_step)
+        self._release()
+
+    def interrupt(self) -> None:
+        self.flush()
         self._release()
 
     def _take_lock(self) -> None:
