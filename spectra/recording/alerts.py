@@ -114,6 +114,11 @@ class Alerts:
         listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
         self._judges = [_Judge(Alert.of(g)) for g in listed if g is not None]
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether one of them asks for the training's end."""
+        return any(judge.alert.stop for judge in self._judges)
+
     def check(self, step: int, rows: Any) -> list[Raised]:
         """Return the alerts that the drift rows of `step`, a DataFrame, raise."""
         raised = []

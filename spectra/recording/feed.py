@@ -103,16 +103,19 @@ class DriftFeed:
         self._parts: dict[Path, dict[_Analysis, pa.Table]] = {}
         self._given: set[_Analysis] = set()
         self._ready: queue.SimpleQueue[StepDrift] = queue.SimpleQueue()
+        self._looking = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
 
     def start(self) -> None:
         """Take note of the rows there are, and begin to follow the folder."""
-        try:
-            self._complete()
-        except Exception as error:
-            self._warn(error)
+        with self._looking:
+            try:
+                self._note_old()
+                self._complete()
+            except Exception as error:
+                self._warn(error)
         self._thread = threading.Thread(target=self._follow, name="spectra-feed", daemon=True)
         self._thread.start()
 
@@ -130,10 +133,9 @@ class DriftFeed:
             self._thread.join(_PATIENCE_SECONDS)
             self._thread = None
 
-    def _follow(self) -> None:
-        last = False
-        while not last:
-            last = self._stopping.wait(self._seconds)
+    def look(self) -> None:
+        """Read and judge what is there now; the thread does so by itself."""
+        with self._looking:
             try:
                 for step, table in self._complete():
                     rows = table.to_pandas().drop_duplicates(["layer", "module"], keep="last")
@@ -142,12 +144,30 @@ class DriftFeed:
             except Exception as error:
                 self._warn(error)
 
+    def _follow(self) -> None:
+        last = False
+        while not last:
+            last = self._stopping.wait(self._seconds)
+            self.look()
+
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
             folder = self._table.folder
             logger.warning("Not all of %s can be followed (%s); training goes on.", folder, error)
             logger.debug("While following %s:", folder, exc_info=True)
+
+    def _note_old(self) -> None:
+        """Count as given what is complete in one part, without reading it: most of a long run."""
+        for part in self._table.parts():
+            try:
+                keys = self._table.read_part(part, [*KEYS, "source"])
+            except OSError:
+                continue  # said, if it stays so, when it is read
+            matrices = keys.group_by(["step", "source", "layer", "module"]).aggregate([])
+            counts = matrices.group_by(["step", "source"]).aggregate([("layer", "count")])
+            complete = counts.filter(pc.field("layer_count") >= self._matrices).to_pylist()
+            self._given |= {(row["step"], row["source"]) for row in complete}
 
     def _complete(self) -> list[tuple[int, pa.Table]]:
         """Read the parts that are new, and return the steps that became complete, in order."""

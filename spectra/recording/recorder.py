@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -12,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from checkpoints_index import CheckpointError
-from checkpoints_index.snapshots import BASE_FILE, Snapshot, snapshot_file
-from spectra.recording.layers import RecordedLayer, find_layers
-from spectra.recording.snapshot_files import SnapshotLayout, write_snapshot
-from spectra.store import TRAINING_QUANTITIES, Run
+from checkpoints_index.safetensors_files import TensorFile
+from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
+from spectra.recording.alerts import Alerts
+from spectra.recording.feed import DriftFeed
+from spectra.recording.gathering import is_writer
+from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
+from spectra.store import TRAINING_QUANTITIES, Run, whole_file
 from spectra.store.files import remove_leftovers
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
@@ -74,7 +79,12 @@ class Recorder:
         base: str | None = None,
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
+        alerts: Any = (),
     ) -> None:
+        self._alerts = Alerts(alerts)
+        self._feed: DriftFeed | None = None
+        self._news: list = []
+        self.stop_requested: str | None = None
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
         if isinstance(modules, str):
@@ -124,8 +134,10 @@ class Recorder:
             raise
         self.end()
 
-    def begin(self, model: nn.Module, start_step: int = 0) -> None:
+    def begin(self, model: nn.Module, start_step: int = 0, total_steps: int | None = None) -> None:
         """Start recording; `attach` without the ``with``. Parameters and errors as there."""
+        if not is_writer():
+            return
         layers = find_layers(model, self.modules)
         self._take_lock()
         self._layers = layers
@@ -143,7 +155,7 @@ class Recorder:
             "state": "running",
             "base": {
                 "name": self._base or _model_name(model),
-                "dtype": str(self._layers[0].base_parts[0].dtype).removeprefix("torch."),
+                "dtype": str(self._layers[0].w_0().dtype).removeprefix("torch."),
                 "weights": f"snapshots/{BASE_FILE}",
             },
         }
@@ -153,6 +165,9 @@ class Recorder:
         self._forget_from(start_step + 1)
         self._last_step = start_step
         self._last_snapshot = None
+        self._feed = DriftFeed(self.run, len(layers), self._alerts, 0.05)
+        self._feed.start()
+        self.stop_requested = None
         self._started = time.monotonic() - max(
             (r.get("seconds") or 0.0 for r in self._rows.values()), default=0.0
         )
@@ -190,10 +205,24 @@ class Recorder:
             )
         self.log(step, **values)
         self._last_step = step
+        self._look()
         if step % self.every == 0:
             self._write_snapshot(step)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    def news(self):
+        self._look()
+        news, self._news = self._news, []
+        return news
+
+    def _look(self):
+        for d in self._feed.take() if self._feed else ():
+            self._news.append((d.step, d.summary, d.alerts))
+            for a in d.alerts:
+                logger.warning("%s", a.message)
+                if a.stop:
+                    self.stop_requested = a.message
 
     def log(self, step: int, **values: float | Tensor | None) -> None:
         """Note values of a step without counting it as done; later calls add to earlier ones."""
@@ -220,7 +249,12 @@ class Recorder:
         if self._last_step and self._last_snapshot != self._last_step:
             self._write_snapshot(self._last_step)
         self.flush()
+        self._feed.stop()
         self.run.update_settings(state="finished", last_step=self._last_step)
+        self._release()
+
+    def interrupt(self) -> None:
+        self.flush()
         self._release()
 
     def _take_lock(self) -> None:
@@ -248,7 +282,13 @@ class Recorder:
             )
 
     def _write_snapshot(self, step: int) -> None:
-        self._write(self.run.snapshots_path / snapshot_file(step), step, self._base_id)
+        tensors = {
+            f"{layer.name}.{part}": on_cpu(tensor)
+            for layer in self._layers
+            for part, tensor in layer.tensors().items()
+        }
+        path = self.run.snapshots_path / snapshot_file(step)
+        self._write(path, tensors, step, {e.name: e.description() for e in self._layers})
         self._last_snapshot = step
         self.flush()
 
@@ -256,56 +296,60 @@ class Recorder:
         path = self.run.snapshots_path / BASE_FILE
         if path.exists():
             return self._check_base(Snapshot(path), start_step)
-        parts = [part for layer in self._layers for part in layer.base_parts]
-        if start_step > 0 and not all(part.fixed for part in parts):
+        if start_step > 0 and any(layer.kind == "dense" for layer in self._layers):
             raise ValueError(
                 f"{self.run.path} has no base and the model is at step {start_step} already: its "
                 "weights are no longer W_0. Attach at step 0, or continue the run that has it."
             )
-        return self._write(path, 0)
+        tensors = {f"{layer.name}.weight": on_cpu(layer.w_0()) for layer in self._layers}
+        for layer in self._layers:
+            for part, tensor in layer.initial_tensors().items():
+                tensors[f"{layer.name}.{part}"] = on_cpu(tensor)
+        return self._write(path, tensors, 0, {e.name: {"kind": "dense"} for e in self._layers})
 
     def _check_base(self, stored: Snapshot, start_step: int) -> str:
         """Refuse to continue a run with other matrices or another base than it began with."""
-        parts = {f"{p.path}.{p.name}": p for layer in self._layers for p in layer.base_parts}
-        shapes = {m.name: m.shape for m in stored.matrices}
-        present = {p.path: p.shape for p in parts.values() if p.name == "weight"}
+        matrices = {m.name: m for m in stored.matrices}
+        shapes = {name: matrix.shape for name, matrix in matrices.items()}
+        present = {layer.name: tuple(layer.w_0().shape) for layer in self._layers}
         if shapes != present:
             differing = sorted(dict(shapes.items() ^ present.items()))
             raise ValueError(
                 f"{self.run.path} was begun with other matrices than this model has; they differ "
                 f"in {', '.join(differing[:3])} ({len(differing)} in all). Record into a new run."
             )
-        for name, part in parts.items():
-            held = stored.tensors.get(name)
-            if held is None or held.shape != part.shape:
-                raise ValueError(
-                    f"{self.run.path} holds no or other initial factors of {part.path} than this "
-                    "adapter has: it was begun with another. Record into a new run."
-                )
+        file = TensorFile(stored.path)
+        for layer in self._layers:
             # In training, a plain layer is no longer its base.
-            if part.fixed or start_step == 0:
-                now = part.take(part.live().detach()).cpu()
-                if torch.equal(stored.read_tensor(name), now):
-                    continue
-                if part.name == "weight":
+            if layer.kind != "dense" or start_step == 0:
+                w_0 = on_cpu(layer.w_0())
+                if not torch.equal(stored.read(matrices[layer.name]).on(w_0), w_0.double()):
                     raise ValueError(
-                        f"{self.run.path} was begun on another base: {part.path} differs from "
+                        f"{self.run.path} was begun on another base: {layer.name} differs from "
                         "what is stored. Record into a new run."
                     )
-                raise ValueError(
-                    f"{self.run.path} holds other initial factors of {part.path} than this "
-                    "adapter has: it was begun with another. Record into a new run."
-                )
+            for part, tensor in layer.initial_tensors().items():
+                name = f"{layer.name}.{part}"
+                if name not in file.shapes or not torch.equal(file.read(name), on_cpu(tensor)):
+                    raise ValueError(
+                        f"{self.run.path} holds no or other initial factors of {layer.name} than "
+                        "this adapter has: it was begun with another. Record into a new run."
+                    )
         return stored.id
 
-    def _write(self, path: Path, step: int, base: str | None = None) -> str:
-        layout = SnapshotLayout(self._layers, base=base is None)
-        body = torch.empty(layout.nbytes, dtype=torch.uint8)
-        for part, view in layout.views(body):
-            view.copy_(part.take(part.live().detach()))
+    def _write(
+        self, path: Path, tensors: dict[str, Tensor], step: int, matrices: dict[str, Any]
+    ) -> str:
         snapshot_id = uuid.uuid4().hex
-        header = layout.header(id=snapshot_id, step=step, base=base or snapshot_id)
-        write_snapshot(path, header, layout.pieces(body))
+        header = {
+            "format": FORMAT,
+            "id": snapshot_id,
+            "step": step,
+            "base": self._base_id or snapshot_id,
+            "matrices": matrices,
+        }
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(header)})
         return snapshot_id
 
     def _forget_from(self, step: int) -> None:
