@@ -108,6 +108,7 @@ class Training:
         self._told: set[tuple[object, str]] = set()
         self._held: ExitStack | None = None
         self._retry_at = 0.0
+        self._base_problem: str | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -122,14 +123,13 @@ class Training:
                 self._tell(path, f"{path} was deleted before it was analysed.")
         before = self._waiting
         self._waiting = {p: a for p, a in now.items() if self._settled.get(p) != a.stamps}
-        present = {arrival.step for arrival in now.values()}
-        self._has_zero |= 0 in present
-        if self._is_complete and (gone := self._settled.keys() - now.keys()):
-            for path in gone:
-                del self._settled[path]
-            self._present = present
-            self._drop_vanished()
+        vanished = self._present - (present := {arrival.step for arrival in now.values()})
         self._present = present
+        self._has_zero |= 0 in present
+        for path in self._settled.keys() - now.keys():
+            del self._settled[path]
+        if vanished and self._held is not None:
+            self._drop_vanished()
         return any(before.get(p) != a for p, a in self._waiting.items())
 
     def forget_base(self) -> None:
@@ -186,6 +186,7 @@ class Training:
         self._held = held
         self.run.remove_leftovers()
         self._done = row_keys(self.run.drift.read(["source"]))
+        self._drop_vanished()
         return True
 
     def _opened(self, arrival: Arrival) -> Checkpoint | None:
@@ -200,7 +201,11 @@ class Training:
             try:
                 self._plan = self._open_plan(checkpoint)
             except _UNUSABLE as error:
-                self._tell("base", f"Waiting for the base. {error}")
+                # Of one that is being copied, something else is wrong at every look.
+                message, before = str(error), self._base_problem
+                if before in (None, message):
+                    self._tell("base", f"Waiting for the base. {message}")
+                self._base_problem = message
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
         return self._plan
 
@@ -253,7 +258,7 @@ class Training:
             if problem is None:
                 self._settle(arrival)
             else:
-                self._give_up(arrival, problem, f"{len(found)} of its {len(stale)} matrices have ")
+                self._give_up(arrival, problem, len(found))
         rows = pd.DataFrame(found).reindex(columns=DRIFT.names)
         return WatchedStep(self.run, step, len(rows), time.monotonic() - started, rows)
 
@@ -261,13 +266,13 @@ class Training:
         self._waiting.pop(arrival.path, None)
         self._settled[arrival.path] = arrival.stamps
 
-    def _give_up(
-        self, arrival: Arrival, error: Exception, done: str = "none of its matrices has "
-    ) -> None:
+    def _give_up(self, arrival: Arrival, error: Exception, rows: int = 0) -> None:
         """Leave a checkpoint until its files change."""
         message = str(error)
         if arrival.is_gone:
-            message = f"{arrival.path} was deleted before it was analysed: {done}rows."
+            message = f"{arrival.path} was deleted before it was analysed."
+            if rows:
+                message = f"{arrival.path} was deleted after {rows} of its rows were computed."
         self._tell((arrival.path, arrival.stamps), message)
         self._settle(arrival)
 
@@ -280,9 +285,11 @@ class Training:
         return {0, *self._present} if self._is_complete else None
 
     def _drop_vanished(self) -> None:
-        if self._held is not None:
+        """Drop the rows of steps that an earlier attempt recorded."""
+        steps = self._steps()
+        if steps is not None and any(key[0] not in steps for key in self._done):
             self._compact()
-            self._done = {key for key in self._done if key[0] in {0, *self._present}}
+            self._done = {key for key in self._done if key[0] in steps}
 
     def _compact(self) -> None:
         self.run.drift.compact(self._steps())

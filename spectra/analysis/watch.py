@@ -317,7 +317,7 @@ class _Watch:
             names = options.modules or DEFAULT_MODULES
             describe_run(run, plan.base, names, {checkpoint.method}, paths)
 
-        logger.info("Following %s; its rows go to %s.", self.location / series.name, run.path)
+        logger.info("Following %s in %s; its rows go to %s.", series.name, self.location, run.path)
         return Training(run, options.quantities, options.workers, open_plan, prepare, describe)
 
     def _run_for(self, series: Series) -> Run:
