@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from checkpoints_index import CheckpointError
 from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
-from spectra.recording.alerts import Alerts
+from spectra.recording.alerts import Alerts, Raised
 from spectra.recording.feed import DriftFeed
 from spectra.recording.gathering import is_writer
 from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
@@ -83,7 +83,7 @@ class Recorder:
     ) -> None:
         self._alerts = Alerts(alerts)
         self._feed: DriftFeed | None = None
-        self._news: list = []
+        self._news: list[tuple[int, dict[str, float], tuple[Raised, ...]]] = []
         self.stop_requested: str | None = None
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
@@ -165,7 +165,7 @@ class Recorder:
         self._forget_from(start_step + 1)
         self._last_step = start_step
         self._last_snapshot = None
-        self._feed = DriftFeed(self.run, len(layers), self._alerts, 0.05)
+        self._feed = DriftFeed(self.run, len(layers), self._alerts)
         self._feed.start()
         self.stop_requested = None
         self._started = time.monotonic() - max(
@@ -211,18 +211,26 @@ class Recorder:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
-    def news(self):
+    def news(self) -> list[tuple[int, dict[str, float], tuple[Raised, ...]]]:
+        """Return step, summary and raised alerts of what was analysed since the last call."""
         self._look()
         news, self._news = self._news, []
         return news
 
-    def _look(self):
-        for d in self._feed.take() if self._feed else ():
-            self._news.append((d.step, d.summary, d.alerts))
-            for a in d.alerts:
-                logger.warning("%s", a.message)
-                if a.stop:
-                    self.stop_requested = a.message
+    def interrupt(self) -> None:
+        """Write what is in memory and let the run go, unfinished."""
+        self.flush()
+        if self._feed is not None:
+            self._feed.stop()
+        self._release()
+
+    def _look(self) -> None:
+        for drift in self._feed.take() if self._feed is not None else ():
+            self._news.append((drift.step, drift.summary, drift.alerts))
+            for raised in drift.alerts:
+                logger.warning("%s", raised.message)
+                if raised.stop:
+                    self.stop_requested = raised.message
 
     def log(self, step: int, **values: float | Tensor | None) -> None:
         """Note values of a step without counting it as done; later calls add to earlier ones."""
@@ -249,12 +257,9 @@ class Recorder:
         if self._last_step and self._last_snapshot != self._last_step:
             self._write_snapshot(self._last_step)
         self.flush()
-        self._feed.stop()
+        if self._feed is not None:
+            self._feed.stop()
         self.run.update_settings(state="finished", last_step=self._last_step)
-        self._release()
-
-    def interrupt(self) -> None:
-        self.flush()
         self._release()
 
     def _take_lock(self) -> None:

@@ -66,7 +66,7 @@ def module(package: str, model: nn.Module, **attributes: Any) -> Any:
             loss = self.model(input_ids=batch, labels=batch).loss
             self.losses.append(float(loss.detach()))
             self.log("my_loss", loss)
-            return loss  # type: ignore[no-any-return]
+            return loss
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -282,7 +282,7 @@ def test_a_training_that_raises_leaves_an_interrupted_run(
     def training_step(batch: Tensor, batch_idx: int) -> Tensor:
         if batch_idx == 3:
             raise raised
-        return take_step(batch, batch_idx)  # type: ignore[no-any-return]
+        return take_step(batch, batch_idx)
 
     fitted.training_step = training_step
     made = trainer(package, tmp_path, LightningCallback(tmp_path / "run", every=2))

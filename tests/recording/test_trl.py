@@ -64,7 +64,7 @@ def dpo(folder: Path, model: nn.Module, callbacks: list[TrainerCallback]) -> Any
 
 
 def grpo(folder: Path, model: nn.Module, callbacks: list[TrainerCallback]) -> Any:
-    def length(completions: list[str], **_: Any) -> list[float]:
+    def length(completions: list[str], **_: Any) -> list[float | None]:
         return [float(len(set(completion.split()))) for completion in completions]
 
     return GRPOTrainer(
