@@ -144,10 +144,17 @@ class PartTable:
             pq.write_table(table, temporary, compression="zstd")
 
 
-def write_training(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Replace the training table by `rows`, whole or not at all."""
-    with whole_file(path) as temporary:
+def write_training(
+    path: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], schema: pa.Schema
+) -> None:
+    """Replace the training table by `rows`, or by columns of them, whole or not at all."""
+    if isinstance(rows, Mapping):
+        # NaN, which is what a column has where nothing was told, becomes null.
+        columns = {n: pa.array(rows[n], schema.field(n).type, from_pandas=True) for n in rows}
+        table = pa.Table.from_pydict(columns, schema=schema)
+    else:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
