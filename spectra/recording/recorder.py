@@ -196,6 +196,8 @@ class Recorder:
         OSError
             If the snapshot cannot be written; what was recorded before stays whole.
         """
+        if not is_writer():
+            return
         if not self._layers:
             raise RuntimeError("No model is attached; call step inside `with recorder.attach(…)`.")
         if step <= (self._last_step or 0):
@@ -234,6 +236,8 @@ class Recorder:
 
     def log(self, step: int, **values: float | Tensor | None) -> None:
         """Note values of a step without counting it as done; later calls add to earlier ones."""
+        if not is_writer():
+            return
         unknown = values.keys() - TRAINING_QUANTITIES.keys()
         if unknown:
             raise TypeError(
@@ -248,12 +252,16 @@ class Recorder:
 
     def flush(self) -> None:
         """Write the training rows that are still in memory."""
+        if not is_writer():
+            return
         if self._rows or self.run.training_path.exists():
             self.run.write_training([self._rows[step] for step in sorted(self._rows)])
         self._flushed = time.monotonic()
 
     def end(self) -> None:
         """Take the last step's snapshot, write everything and mark the run finished."""
+        if not is_writer():
+            return
         if self._last_step and self._last_snapshot != self._last_step:
             self._write_snapshot(self._last_step)
         self.flush()
