@@ -62,7 +62,9 @@ class CheckpointSeries:
     has_steps: bool
 
 
-def find_checkpoints(path: Path | str) -> list[Checkpoint]:
+def find_checkpoints(
+    path: Path | str, broken: list[CheckpointError] | None = None
+) -> list[Checkpoint]:
     """Return the checkpoints in a folder and below it, ordered by step; headers only are read.
 
     A folder of snapshots (or the run that has one) gives its snapshots. Elsewhere all formats are
@@ -73,19 +75,22 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
     ----------
     path : Path or str
         A run, a checkpoint's folder or file, or a folder of them.
+    broken : list of CheckpointError, optional
+        Where what is wrong with a broken checkpoint is left, while all others are returned.
+        Without it, the first one is raised.
 
     Raises
     ------
     FileNotFoundError
         If `path` does not exist or holds no checkpoint.
     CheckpointError
-        If a checkpoint is broken, none is complete, or steps are missing or ambiguous.
+        If a checkpoint is broken, none is whole, or steps are missing or ambiguous.
     """
     root = as_location(path)
     if not is_file(root):
         for snapshots in (root / SNAPSHOTS, root):
             if has_file(snapshots / BASE_FILE):
-                return find_snapshots(snapshots)
+                return find_snapshots(snapshots, broken)
     placed = place(root.parent if is_file(root) else root, searched(root))
     # A trainer's output often ends with the last checkpoint's weights once more, at its top; or
     # the base lies there.
@@ -98,32 +103,41 @@ def find_checkpoints(path: Path | str) -> list[Checkpoint]:
         raise CheckpointError(problem)
     found: list[Checkpoint] = []
     left: list[IncompleteCheckpointError] = []
+    before = len(broken or ())
     for p in chosen:
         try:
             step = LONE_STEP if p.step is None else p.step
             found.append(open_candidate(p.found.candidate, step))
         except IncompleteCheckpointError as error:
             left.append(error)
+        except CheckpointError as error:
+            _raise_or_leave(error, broken)
     if not found:
-        raise left[0]
+        raise [*left, *(broken or ())[before:]][0]
     _tell_left(left)
     return sorted(found, key=_by_step)
 
 
-def find_series(path: Path | str) -> list[CheckpointSeries]:
+def find_series(
+    path: Path | str, broken: list[CheckpointError] | None = None
+) -> list[CheckpointSeries]:
     """Return the trainings in a folder and below it, each with its checkpoints in order.
 
     Parameters
     ----------
     path : Path or str
         The folder.
+    broken : list of CheckpointError, optional
+        Where what is wrong with a broken checkpoint, or with the steps of a series, is left, while
+        all others are returned. Without it, the first one is raised; and so is always that of a
+        model of no known step, which may be the others' base.
 
     Raises
     ------
     FileNotFoundError
         If `path` does not exist or holds no checkpoint.
     CheckpointError
-        If a checkpoint is broken, none is complete, or the steps of one series are missing or
+        If a checkpoint is broken, none is whole, or the steps of one series are missing or
         ambiguous.
     """
     known: dict[Candidate, Checkpoint] = {}
@@ -137,9 +151,11 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
     for series in index.series:
         for entry in series.entries:
             if entry.state == "broken":
-                raise CheckpointError(entry.problem)
+                may_be_base = entry.step is None and entry.format != ADAPTER_FORMAT
+                _raise_or_leave(CheckpointError(entry.problem), None if may_be_base else broken)
         if series.problem:
-            raise CheckpointError(series.problem)
+            _raise_or_leave(CheckpointError(series.problem), broken)
+            continue
         whole = [entry for entry in series.entries if entry.state == "complete"]
         if whole:
             opened = [known[entry.candidate] for entry in whole]
@@ -149,25 +165,40 @@ def find_series(path: Path | str) -> list[CheckpointSeries]:
             taken.add(name)
             found.append(CheckpointSeries(name, opened, is_adapter, has_steps))
     if not found:
-        raise left[0]
+        raise [*left, *(broken or ())][0]
     _tell_left(left)
     return found
 
 
-def find_snapshots(folder: Path) -> list[Checkpoint]:
+def find_snapshots(folder: Path, broken: list[CheckpointError] | None = None) -> list[Checkpoint]:
     """Return a run's snapshots, ordered by step, without its base.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``snapshots``.
+    broken : list of CheckpointError, optional
+        As of `find_checkpoints`.
 
     Raises
     ------
     CheckpointError
-        If one is broken, or was recorded on another base than the one beside it.
+        If one is broken, or was recorded on another base than the one beside it; if none is whole.
     """
     method = method_of_run(folder.parent)
     base = Snapshot(folder / BASE_FILE)
     names = sorted(filter(SNAPSHOT_NAME.fullmatch, names_in(folder)))
-    found = [Snapshot(folder / name, method) for name in names]
-    for snapshot in found:
-        refuse_foreign_base(snapshot, base)
+    found: list[Checkpoint] = []
+    for name in names:
+        try:
+            snapshot = Snapshot(folder / name, method)
+            refuse_foreign_base(snapshot, base)
+        except CheckpointError as error:
+            _raise_or_leave(error, broken)
+        else:
+            found.append(snapshot)
+    if broken and not found:
+        raise broken[0]
     return sorted(found, key=_by_step)
 
 
@@ -245,6 +276,12 @@ def _name_of_its_own(series: Series, is_shared: bool, taken: Collection[str]) ->
 def _is_unfinished(placed: Placed) -> bool:
     candidate = placed.found.candidate
     return bool(candidate.missing) or candidate.format == UNFINISHED
+
+
+def _raise_or_leave(error: CheckpointError, broken: list[CheckpointError] | None) -> None:
+    if broken is None:
+        raise error
+    broken.append(error)
 
 
 def _tell_left(left: Sequence[IncompleteCheckpointError]) -> None:

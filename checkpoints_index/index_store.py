@@ -105,6 +105,21 @@ class IndexStore:
                         file.unlink()
 
 
+class IndexInMemory(IndexStore):
+    """The index of one folder, kept by who looks at it again and again."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Folder] = {}
+
+    def read(self, root: Path) -> dict[str, Folder]:
+        """Return what is known."""
+        return self.folders
+
+    def write(self, root: Path, folders: Mapping[str, Folder]) -> None:
+        """Keep what is known."""
+        self.folders = dict(folders)
+
+
 def _default_folder() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME", "")
     try:

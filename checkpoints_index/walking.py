@@ -210,6 +210,11 @@ def walk_file(file: Path) -> dict[str, Folder]:
     return {"": Folder(found=tuple(stamped))} if stamped else {}
 
 
+def stamps_of(candidate: Candidate) -> tuple[Stamp, ...]:
+    """Return sizes and times of change of a checkpoint's files as they are now."""
+    return _stamps(os.fspath(candidate.folder), candidate)
+
+
 def _unchanged(path: Path, before: Folder) -> Folder | None:
     """Return what is known of a folder, if all of it still holds."""
     base = os.fspath(path)

@@ -21,6 +21,7 @@ _PUBLIC = {
     "add_regularizer_gradient": ("spectra.methods", "train"),
     "analyze": ("spectra.analysis", None),
     "estimate": ("spectra.analysis", None),
+    "watch": ("spectra.analysis", None),
     "Run": ("spectra.store", None),
     "find_runs": ("spectra.store", None),
     "figures": ("spectra.figures", None),

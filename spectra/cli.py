@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -115,22 +116,13 @@ def _tell_bytes_read(where: TextIO) -> None:
 def _analyze(options: argparse.Namespace) -> None:
     from spectra.analysis import analyze, estimate
 
-    chosen: dict[str, Any] = {
-        "base": options.base,
-        "dequantise": options.dequantise,
-        "modules": _names(options.modules),
-        "out": options.out,
-        "values_only": options.values_only,
-        "solver": options.solver,
-        "precision": options.precision,
-    }
     if options.dry_run:
-        print(estimate(options.paths, **chosen))
+        print(estimate(options.paths, **_chosen(options)))
         _tell_bytes_read(sys.stdout)
         return
     drift = analyze(
         options.paths,
-        **chosen,
+        **_chosen(options),
         workers=options.workers,
         scheduler=options.scheduler,
         progress=True,
@@ -143,6 +135,47 @@ def _analyze(options: argparse.Namespace) -> None:
     if failed:
         print(f"{failed} of them could not be decomposed; they are marked solver = none.")
     _tell_bytes_read(sys.stdout)
+
+
+def _watch(options: argparse.Namespace) -> None:
+    if options.background:
+        from spectra.background import go_to_background
+
+        go_to_background()
+    from spectra.analysis import watch
+
+    steps = watch(
+        options.path,
+        **_chosen(options),
+        workers=1 if options.background else options.workers,
+        interval=options.interval,
+        idle=options.idle,
+        until_finished=options.until_finished,
+    )
+    rows = count = 0
+    try:
+        for done in steps:
+            count, rows = count + 1, rows + done.rows
+            print(
+                f"{done.run.name}: step {done.step}, {done.rows} rows in {done.seconds:.1f} s",
+                flush=True,
+            )
+    except KeyboardInterrupt:
+        print()
+    print(f"Analysed {count} steps: {rows} rows.")
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that `analyze`, `estimate` and `watch` share."""
+    return {
+        "base": options.base,
+        "dequantise": options.dequantise,
+        "modules": _names(options.modules),
+        "out": options.out,
+        "values_only": options.values_only,
+        "solver": options.solver,
+        "precision": options.precision,
+    }
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -323,37 +356,44 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="runs, a folder of runs, or folders with checkpoints; or addresses of such",
     )
-    command.add_argument("--base", help="folder, file, address or hub id of the base model")
-    command.add_argument(
-        "--dequantise",
-        action="store_true",
-        help="of weights quantised by bitsandbytes, take the numbers that they stand for (for a "
-        "base the other choice is --base with the 16-bit model)",
-    )
-    _modules(command)
-    command.add_argument(
-        "--out",
-        help="run to write to, a folder of runs for several trainings (default for checkpoints: "
-        "runs/NAME)",
-    )
-    command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
-    command.add_argument(
-        "--solver",
-        choices=("auto", "low-rank", "gram", "svd"),
-        default="auto",
-        help="default: the fastest exact one",
-    )
-    command.add_argument(
-        "--precision",
-        help="what the weights were rounded to, where the files do not show it, such as q4_0 or "
-        "nf4: for the noise floor",
-    )
-    command.add_argument(
-        "--workers", type=_workers, help="processes; -1 all cores (default: what is found best)"
-    )
+    _analysis(command)
     command.add_argument("--scheduler", help="address of a Dask scheduler, tcp://…")
     command.add_argument(
         "--dry-run", action="store_true", help="what would be computed, and its time and memory"
+    )
+
+    command = _command(
+        commands,
+        "watch",
+        _watch,
+        "follow a folder and analyse each checkpoint when it is complete; Ctrl+C ends it",
+        "spectra watch outputs/ --base base-model --out runs/outputs",
+    )
+    command.add_argument(
+        "path",
+        help="a run, a folder of runs, or a folder that any trainer writes checkpoints to; it need "
+        "not exist yet",
+    )
+    _analysis(command)
+    command.add_argument(
+        "--interval",
+        type=_duration,
+        default=0.5,
+        metavar="SECONDS",
+        help="between two looks at the folder (default: %(default)s)",
+    )
+    command.add_argument(
+        "--idle", type=_duration, metavar="MINUTES", help="end after so long without news"
+    )
+    command.add_argument(
+        "--until-finished",
+        action="store_true",
+        help="end when no run is being recorded any more and all is analysed",
+    )
+    command.add_argument(
+        "--background",
+        action="store_true",
+        help="lowest priority, one thread, no GPU: for analysis beside a training",
     )
 
     command = _command(
@@ -424,7 +464,39 @@ def _modules(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--modules",
         help="comma-separated: names (q_proj), globs (*_proj), paths (model.layers.*.q_proj), "
-        "labels (decoder.EncDecAttention.q), all-linear for every linear layer",
+        "labels (decoder.EncDecAttention.q), all-linear for every linear layer, regular "
+        "expressions without commas for the whole path (re:.*[.](q|v)_proj)",
+    )
+
+
+def _analysis(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", help="folder, file, address or hub id of the base model")
+    command.add_argument(
+        "--dequantise",
+        action="store_true",
+        help="of weights quantised by bitsandbytes, take the numbers that they stand for (for a "
+        "base the other choice is --base with the 16-bit model)",
+    )
+    _modules(command)
+    command.add_argument(
+        "--out",
+        help="run to write to, a folder of runs for several trainings (default for checkpoints: "
+        "runs/NAME)",
+    )
+    command.add_argument("--values-only", action="store_true", help="no singular vectors, no ΔD")
+    command.add_argument(
+        "--solver",
+        choices=("auto", "low-rank", "gram", "svd"),
+        default="auto",
+        help="default: the fastest exact one",
+    )
+    command.add_argument(
+        "--precision",
+        help="what the weights were rounded to, where the files do not show it, such as q4_0 or "
+        "nf4: for the noise floor",
+    )
+    command.add_argument(
+        "--workers", type=_workers, help="processes; -1 all cores (default: what is found best)"
     )
 
 
@@ -439,6 +511,13 @@ def _workers(text: str) -> int:
     number = int(text)
     if number == 0:
         raise argparse.ArgumentTypeError("must be at least 1, or -1 for all cores, got 0")
+    return number
+
+
+def _duration(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return number
 
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class Ranks:
     def __init__(self, module: str, size: int = 2) -> None:
         self.size = size
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.ranks", module],
+            [sys.executable, *_warnings(), "-m", "tests.ranks", module],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -71,15 +72,21 @@ class Ranks:
         assert not failures, "\n".join(failures)
 
 
+def _warnings() -> list[str]:
+    """Return the plain suite's filters, as arguments of Python."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    filters = settings["tool"]["pytest"]["ini_options"]["filterwarnings"]
+    return [argument for one in filters for argument in ("-W", one)]
+
+
 def _serve(module: Any) -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    # What a library prints is no reply.
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        function, arguments, size = json.loads(line)
-        print(
-            json.dumps(_run(getattr(module, function), arguments, size)), file=replies, flush=True
-        )
+    with os.fdopen(os.dup(1), "w") as replies:
+        # What a library prints is no reply.
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            function, arguments, size = json.loads(line)
+            failures = _run(getattr(module, function), arguments, size)
+            print(json.dumps(failures), file=replies, flush=True)
 
 
 def _run(function: Callable[..., None], arguments: Sequence[Any], size: int) -> list[str]:
@@ -119,7 +126,8 @@ def _run(function: Callable[..., None], arguments: Sequence[Any], size: int) -> 
             if done:
                 running.discard(rank)
                 if status:
-                    failures.append(f"rank {rank}: {os.read(read, 4000).decode()} ({status})")
+                    report = os.read(read, 65536).decode(errors="replace")
+                    failures.append(f"rank {rank} ended with {status}: {report}")
                     # Others wait for it in vain.
                     deadline = min(deadline, time.monotonic() + 5)
                 os.close(read)

@@ -18,7 +18,7 @@ from spectra.cli import main
 from spectra.linalg import decompose
 from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
-COMMANDS = ("demo", "train", "index", "analyze", "plot", "dashboard", "report", "cache")
+COMMANDS = ("demo", "train", "index", "analyze", "watch", "plot", "dashboard", "report", "cache")
 
 
 @pytest.fixture(scope="module")

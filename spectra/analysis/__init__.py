@@ -2,6 +2,8 @@
 
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.cost import Estimate
+from spectra.analysis.following import WatchedStep
 from spectra.analysis.pipeline import analyze, estimate
+from spectra.analysis.watch import watch
 
-__all__ = ["BaseCache", "Estimate", "analyze", "estimate"]
+__all__ = ["BaseCache", "Estimate", "WatchedStep", "analyze", "estimate", "watch"]

@@ -13,6 +13,7 @@ from checkpoints_index import (
     find_models,
     is_remote,
 )
+from checkpoints_index.model_folders import ModelCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,24 @@ def find_base(
         "model of its name" if called_so else "only model",
     )
     return found
+
+
+def warn_of_another_model(base: Checkpoint, checkpoint: Checkpoint) -> None:
+    """Say so if base and checkpoint are of different architectures, by what both say.
+
+    Their matrices may be called alike and have the same shapes, and rows would look like drift.
+    """
+    if isinstance(base, ModelCheckpoint) and isinstance(checkpoint, ModelCheckpoint):
+        wanted, found = (model.config.get("model_type") for model in (checkpoint, base))
+        if wanted is not None and found is not None and wanted != found:
+            logger.warning(
+                "%s is a %s model, its base %s a %s: they may not belong together. Give another "
+                "with --base.",
+                checkpoint.path,
+                wanted,
+                base.path,
+                found,
+            )
 
 
 def _below(root: Path, name: str) -> Path | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,22 +23,20 @@ from checkpoints_index import (
     printable,
     settle_quantisation,
 )
-from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
-from spectra.analysis.bases import find_base
+from spectra.analysis.bases import find_base, warn_of_another_model
 from spectra.analysis.cost import Estimate, estimate_cost
-from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps
-from spectra.analysis.rows import Quantities, Row
+from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps, row_keys
+from spectra.analysis.rows import Quantities
 from spectra.analysis.schedule import compute
+from spectra.analysis.writing import RowWriter, describe_run
 from spectra.linalg import PRECISIONS, SOLVERS
 from spectra.store import Run, find_runs, read_runs
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
-# Finished rows wait at most so long in memory before they are on disk.
-_WRITE_SECONDS = 5.0
 # A name may be longer than the line that the progress bar has.
 _NAME_SHOWN = 40
 
@@ -109,17 +106,16 @@ def analyze(
     FileNotFoundError
         If a path does not exist or holds no checkpoint.
     checkpoints_index.CheckpointError
-        If a checkpoint is broken: before anything is computed where its headers say so, else at the
-        end, when all others and all other runs have their rows.
+        If a checkpoint is broken: at the end, when all others and all other runs have their rows.
     ValueError
         If base, modules and checkpoints do not fit together, or an option is unknown.
     RuntimeError
         If another process is analysing the same run, or matrices take down every worker.
     """
-    quantities = _quantities(values_only, solver, precision)
+    quantities = checked_quantities(values_only, solver, precision)
     runs = []
     failed: list[CheckpointError] = []
-    for job in _jobs(paths, base, dequantise, modules, out):
+    for job in _jobs(paths, base, dequantise, modules, out, failed):
         job.describe()
         with job.run.lock("analysis"):
             try:
@@ -128,7 +124,7 @@ def analyze(
                 failed.append(error)
         runs.append(job.run)
     if failed:
-        raise CheckpointError(" ".join(map(str, failed)))
+        raise CheckpointError(" ".join(dict.fromkeys(map(str, failed))))
     return read_runs(runs, "drift")
 
 
@@ -160,14 +156,19 @@ def estimate(
     FileNotFoundError, checkpoints_index.CheckpointError, ValueError
         As `analyze`.
     """
-    quantities = _quantities(values_only, solver, precision)
-    tasks = [
-        t for job in _jobs(paths, base, dequantise, modules, out) for t in job.tasks(quantities)
-    ]
+    quantities = checked_quantities(values_only, solver, precision)
+    failed: list[CheckpointError] = []
+    jobs = list(_jobs(paths, base, dequantise, modules, out, failed))
+    if failed and not jobs:
+        raise failed[0]
+    for error in failed:
+        logger.warning("Left out: %s", error)
+    tasks = [task for job in jobs for task in job.tasks(quantities)]
     return estimate_cost(tasks, quantities, BaseCache())
 
 
-def _quantities(values_only: bool, solver: str, precision: str | None) -> Quantities:
+def checked_quantities(values_only: bool, solver: str, precision: str | None) -> Quantities:
+    """Return what is computed; raises ValueError for an unknown solver or precision."""
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}.")
     if precision not in (None, *PRECISIONS):
@@ -183,18 +184,23 @@ class _Job:
     checkpoints: Sequence[Checkpoint]
     base: Checkpoint
     modules: Sequence[str] | None
-    recorded: bool
+    recorded: bool = False
+    """Whether the rows go to the run that the hook recorded, which it has described."""
+    steps: Collection[int] | None = None
+    """Steps that exist, whose rows stay while those of others go; by default all stay."""
 
     def describe(self) -> None:
         """Write down what is analysed, where no hook has done so."""
         if not self.recorded:
             found = sorted({m.module for m in self.base.matrices})
-            _describe(self.run, self.checkpoints, self.base, self.modules or found)
+            methods = {c.method for c in self.checkpoints}
+            paths = [c.path for c in self.checkpoints]
+            describe_run(self.run, self.base, self.modules or found, methods, paths)
 
     def tasks(self, quantities: Quantities) -> list[Task]:
         """Return what has no current row."""
-        current = self.run.drift.read(["source"])
-        return plan_tasks(self.base, self.checkpoints, self.modules, current, quantities)
+        done = row_keys(self.run.drift.read(["source"]))
+        return plan_tasks(self.base, self.checkpoints, self.modules, done, quantities)
 
     def bring_up_to_date(
         self, quantities: Quantities, workers: int | None, scheduler: str | None, progress: bool
@@ -203,7 +209,7 @@ class _Job:
         self.run.remove_leftovers()
         tasks = self.tasks(quantities)
         total = sum(len(task.steps) for task in tasks)
-        writer = _Writer(self.run, {"run": self.run.name, "method": self.run.method})
+        writer = RowWriter(self.run)
         hidden = not progress or total == 0
         name = printable(self.run.name)[:_NAME_SHOWN]
         bar = tqdm(total=total, desc=f"Analysing {name}", unit="matrix", disable=hidden)
@@ -214,9 +220,8 @@ class _Job:
         finally:
             bar.close()
             writer.flush()
-        steps = {0, *(c.step for c in self.checkpoints)}
-        self.run.drift.compact(steps)
-        self.run.spectrum.compact(steps)
+        self.run.drift.compact(self.steps)
+        self.run.spectrum.compact(self.steps)
 
 
 def _jobs(
@@ -225,6 +230,7 @@ def _jobs(
     dequantise: bool,
     modules: Sequence[str] | None,
     out: Path | str | None,
+    failed: list[CheckpointError],
 ) -> Iterator[_Job]:
     given = [as_location(p) for p in _listed(paths)]
     runs_of = {path: _recorded_runs(path) for path in given}
@@ -240,18 +246,28 @@ def _jobs(
             raise ValueError("out takes one run; leave it out and each run keeps its own rows.")
         for source in recorded:
             target = source if out is None else Run(out)
-            snapshots = find_snapshots(source.snapshots_path)
-            w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
-            yield _Job(target, snapshots, w_0, modules, recorded=target.path == source.path)
+            broken: list[CheckpointError] = []
+            try:
+                snapshots = find_snapshots(source.snapshots_path, broken)
+                w_0 = Snapshot(source.snapshots_path / BASE_FILE, "base")
+            except CheckpointError as error:
+                failed.append(error)
+                continue
+            failed += broken
+            is_own = target.path == source.path
+            # What an earlier attempt recorded is not there any more. Other trainers delete their
+            # old checkpoints while they train: what was computed of these stays.
+            steps = None if broken else {0, *(c.step for c in snapshots)}
+            yield _Job(target, snapshots, w_0, modules, recorded=is_own, steps=steps)
         return
     if len(given) == 1:
-        yield from _series_jobs(given[0], base, dequantise, modules, out)
+        yield from _series_jobs(given[0], base, dequantise, modules, out, failed)
         return
-    checkpoints = [c for p in given for c in find_checkpoints(p)]
+    checkpoints = [c for p in given for c in find_checkpoints(p, failed)]
     refuse_shared_steps(checkpoints)
     run = Run(out if out is not None else Path("runs") / name_of(given[0]))
     model = open_model(find_base(base, checkpoints), dequantise=dequantise)
-    yield _job(run, checkpoints, model, dequantise, modules)
+    yield from _job(run, checkpoints, model, dequantise, modules, failed)
 
 
 def _series_jobs(
@@ -260,9 +276,10 @@ def _series_jobs(
     dequantise: bool,
     modules: Sequence[str] | None,
     out: Path | str | None,
+    failed: list[CheckpointError],
 ) -> list[_Job]:
     """Each training in a folder as a run of its own; all bases are found before any is read."""
-    found = find_series(path)
+    found = find_series(path, failed)
     models = [s for s in found if not s.is_adapter and not s.has_steps]
     trained = [s for s in found if s.is_adapter or s.has_steps]
     if base is not None:
@@ -273,7 +290,7 @@ def _series_jobs(
             find_checkpoints(path)  # says that no step of theirs is known
         trained, models = models or found, []
     target = Path(out) if out is not None else Path("runs") / name_of(path)
-    jobs = []
+    jobs: list[_Job] = []
     bases: dict[Path, Checkpoint] = {}
     beside = [model.checkpoints[0].path for model in models]
     for series in trained:
@@ -282,8 +299,8 @@ def _series_jobs(
         run = Run(target if len(trained) == 1 else target / series.name)
         if w_0 not in bases:
             bases[w_0] = open_model(w_0, dequantise=dequantise)
-        jobs.append(_job(run, series.checkpoints, bases[w_0], dequantise, modules))
-    used = {_identity(job.base.path) for job in jobs}
+        jobs += _job(run, series.checkpoints, bases[w_0], dequantise, modules, failed)
+    used = {_identity(base.path) for base in bases.values()}
     for model in beside:
         if _identity(model) not in used:
             logger.warning("%s has no step and is nobody's base: it is left out.", model)
@@ -304,7 +321,9 @@ def _job(
     base: Checkpoint,
     dequantise: bool,
     modules: Sequence[str] | None,
-) -> _Job:
+    failed: list[CheckpointError],
+) -> list[_Job]:
+    """Return what is to be done for a training; nothing if none of its checkpoints can be used."""
     if (run.snapshots_path / BASE_FILE).is_file():
         raise ValueError(
             f"{run.path} is a recorded run with a base of its own. Write the rows against "
@@ -312,32 +331,16 @@ def _job(
         )
     if run.path.is_file():
         raise ValueError(f"A run is a folder, and {run.path} is a file. Choose another --out.")
-    bound = [settle_quantisation(c, dequantise).bind(base) for c in checkpoints]
-    return _Job(run, bound, base, modules or DEFAULT_MODULES, recorded=False)
-
-
-class _Writer:
-    """Collects rows and writes them every few seconds, arrays before the rows that need them."""
-
-    def __init__(self, run: Run, keys: dict[str, str]) -> None:
-        self._run = run
-        self._keys = keys
-        self._drift: list[Row] = []
-        self._spectrum: list[Row] = []
-        self._written = time.monotonic()
-
-    def add(self, drift: Row, spectrum: Row) -> None:
-        self._drift.append(self._keys | drift)
-        if spectrum:
-            self._spectrum.append(self._keys | spectrum)
-        if time.monotonic() - self._written > _WRITE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        self._run.spectrum.append(self._spectrum)
-        self._run.drift.append(self._drift)
-        self._spectrum, self._drift = [], []
-        self._written = time.monotonic()
+    bound = []
+    for checkpoint in checkpoints:
+        try:
+            bound.append(settle_quantisation(checkpoint, dequantise).bind(base))
+        except CheckpointError as error:
+            failed.append(error)
+    if not bound:
+        return []
+    warn_of_another_model(base, bound[0])
+    return [_Job(run, bound, base, modules or DEFAULT_MODULES)]
 
 
 def _recorded_runs(path: Path) -> list[Run]:
@@ -346,36 +349,3 @@ def _recorded_runs(path: Path) -> list[Run]:
     if is_remote(path) or not path.is_dir():
         return []
     return [run for run in find_runs(path) if (run.snapshots_path / BASE_FILE).is_file()]
-
-
-def _describe(
-    run: Run, checkpoints: Sequence[Checkpoint], base: Checkpoint, modules: Sequence[str]
-) -> None:
-    methods = sorted({c.method for c in checkpoints})
-    described = run.read_settings().get("base", {}) if run.exists() else {}
-    dequantised = base.dequantised if isinstance(base, ModelCheckpoint) else None
-    now = _named(str(base.path), dequantised)
-    before = _named(described.get("name", base.path), described.get("dequantised"))
-    if described.get("name") is not None and before != now:
-        raise ValueError(
-            f"{run.path} was analysed against the base {before}, now it is {now}. Choose "
-            "another --out."
-        )
-    run.update_settings(
-        method="+".join(methods),
-        modules=list(modules),
-        base={
-            "name": str(base.path),
-            "fingerprint": base.fingerprint,
-            # "nf4", where W_0 is not the weights that these were quantised from.
-            "dequantised": dequantised,
-            # A quantisation's name, such as "q4_0", where W_0 is what that stands for.
-            "dtypes": sorted({m.dtype for m in base.matrices}),
-        },
-        checkpoints=[str(c.path) for c in checkpoints],
-        state="finished",
-    )
-
-
-def _named(base: str, dequantised: str | None) -> str:
-    return base if dequantised is None else f"{base} (de-quantised from {dequantised})"

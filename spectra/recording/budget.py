@@ -84,12 +84,12 @@ class Budget:
                 'often (every=), fewer modules, plain layers in dtype="bfloat16", or give it room.'
             )
 
-    def problem(self, size: int) -> str | None:
-        """Return why a snapshot of so many bytes cannot be written now, if so."""
+    def problem(self, size: int) -> tuple[str, str] | None:
+        """Return why a snapshot of so many bytes cannot be written now, if so: cause, reason."""
         if self.most is not None and self._used + size > self.most:
-            return f"max_bytes={shown(self.most)} is used up"
+            return "max_bytes", f"max_bytes={shown(self.most)} is used up"
         if size > (free := self._free()):
-            return f"the disk is full: {shown(max(free, 0))} free beside the reserve"
+            return "ENOSPC", f"the disk is full: {shown(max(free, 0))} free beside the reserve"
         return None
 
     def _free(self) -> int:

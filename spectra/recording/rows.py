@@ -41,6 +41,7 @@ class TrainingRows:
         }
         self._index = {step: i for i, step in enumerate(self._steps)}
         self._told: deque[tuple[int, float, dict[str, Number], Any]] = deque()
+        self._unwritten = False
 
     @property
     def seconds(self) -> float:
@@ -58,7 +59,7 @@ class TrainingRows:
     @property
     def waiting(self) -> bool:
         """Whether something was told that is not written."""
-        return bool(self._told)
+        return self._unwritten or bool(self._told)
 
     def write(self) -> None:
         """Write all that was told, on the thread that writes.
@@ -68,6 +69,7 @@ class TrainingRows:
         OSError
             If it cannot be written; it is kept for the next time.
         """
+        self._unwritten = True
         while self._told:
             self._settle(*self._told.popleft())
         steps = np.frombuffer(self._steps, dtype=np.int64)
@@ -76,6 +78,7 @@ class TrainingRows:
             order = np.argsort(steps)
             steps, columns = steps[order], {n: c[order] for n, c in columns.items()}
         self._run.write_training({"step": steps} | columns)
+        self._unwritten = False
 
     def _settle(self, step: int, seconds: float, values: dict[str, Number], event: Any) -> None:
         at = self._index.get(step)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from spectra.recording.gathering import gathered, is_sharded
-from spectra.recording.layers import Live, Part, RecordedLayer
+from spectra.recording.layers import Part
+from spectra.recording.live_weights import Live
 from spectra.recording.snapshot_files import SnapshotLayout
 
 # While one is written, the next snapshot goes into the other.
@@ -52,12 +53,12 @@ class Staging:
 
     Parameters
     ----------
-    layers : sequence of RecordedLayer
-        What is recorded.
+    layout : SnapshotLayout
+        Of what is copied.
     """
 
-    def __init__(self, layers: Sequence[RecordedLayer]) -> None:
-        self._layout = SnapshotLayout(layers, base=False)
+    def __init__(self, layout: SnapshotLayout) -> None:
+        self._layout = layout
         # A fused layer's parts are of one tensor, which is gathered once.
         self._places: dict[Live, list[int]] = {}
         for place, (_, part) in enumerate(self._layout.parts):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 _PER_DECADE = 10
-logger = logging.getLogger(__name__)
 
 Every = int | str | Iterable[int] | Callable[[int], bool]
 
@@ -40,7 +38,6 @@ class Schedule:
     def __init__(self, every: Every) -> None:
         self.fixed = True
         self.description: int | str | list[int]
-        self._warned = False
         if isinstance(every, bool) or every is None:
             raise ValueError(_what_every_is(every))
         if isinstance(every, int):
@@ -57,21 +54,8 @@ class Schedule:
             self._list(every)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is to be recorded; a function that raises is warned of once."""
-        try:
-            return bool(self._due(step))
-        except Exception as error:
-            if self.fixed:
-                raise
-            if not self._warned:
-                logger.warning(
-                    "every=%s raised %r at step %d: not recorded there, nor where it raises again.",
-                    self.description,
-                    error,
-                    step,
-                )
-                self._warned = True
-            return False
+        """Whether `step` is to be recorded; raises what a function of the user's raises."""
+        return bool(self._due(step))
 
     def count(self, start: int, stop: int) -> int | None:
         """Return how many steps in (start, stop] are due; None where a function decides."""

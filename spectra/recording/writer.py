@@ -36,6 +36,7 @@ class Notes:
         self._run = run
         self._changes: dict[str, Any] = {}
         self._missing: list[Missing] = []
+        self._alerts: list[dict[str, Any]] = []
         self._more = 0
         self._warned: set[str] = set()
         self._guard = threading.Lock()
@@ -45,9 +46,11 @@ class Notes:
         with self._guard:
             self._changes |= changes
 
-    def continue_from(self, missing: list[Missing]) -> None:
-        """Keep on the list what an attempt before this one missed."""
-        self._missing = list(missing)
+    def continue_from(self, missing: list[Missing], alerts: list[dict[str, Any]]) -> None:
+        """Keep on the lists what an attempt before this one missed and was warned of."""
+        with self._guard:
+            self._missing = list(missing)
+            self._alerts = list(alerts)
 
     @property
     def missing(self) -> list[Missing]:
@@ -70,6 +73,13 @@ class Notes:
             f"has no snapshot of step {step} ({reason}); training goes on. Others that are missing "
             'for the same reason are listed in run.json under "missing"',
         )
+
+    def alert(self, **entry: Any) -> None:
+        """Note that an alert was raised."""
+        with self._guard:
+            if len(self._alerts) < _MOST_LISTED:
+                self._alerts.append(entry)
+                self._changes["alerts"] = self._alerts
 
     def warn(self, cause: str, message: str) -> None:
         """Warn once of each cause."""
@@ -94,8 +104,9 @@ class Notes:
         """
         with self._guard:
             changes, self._changes = self._changes, {}
-            if "missing" in changes:
-                changes["missing"] = list(self._missing)
+            for name, listed in (("missing", self._missing), ("alerts", self._alerts)):
+                if name in changes:
+                    changes[name] = list(listed)
         try:
             if changes:
                 self._run.update_settings(**changes)

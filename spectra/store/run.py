@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ class Run:
     @property
     def state(self) -> str:
         """``"growing"`` while a process works on it, else ``"finished"`` or ``"interrupted"``."""
-        if any(is_locked(self._lock_path(work)) for work in WORKS):
+        if any(self.is_locked(work) for work in WORKS):
             return "growing"
         done = self.read_settings().get("state") == "finished"
         return "finished" if done else "interrupted"
@@ -149,6 +150,17 @@ class Run:
     @contextmanager
     def lock(self, work: str) -> Iterator[FileLock]:
         """Be the only process that does this work on the run, within a block.
+
+        Parameters and errors as of `take_lock`.
+        """
+        held = self.take_lock(work)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def take_lock(self, work: str) -> FileLock:
+        """Become the only process that does this work on the run, until the lock is released.
 
         The lock goes with the process, so a killed one leaves none behind; a forked child does
         not have it.
@@ -162,6 +174,8 @@ class Run:
         ------
         RuntimeError
             If another process, or another part of this one, is at it.
+        OSError
+            If the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         held = FileLock(self._lock_path(work))
@@ -170,10 +184,23 @@ class Run:
                 f"The {work} of {self.path} is under way in another process. Wait for it, or "
                 "use another folder."
             )
+        return held
+
+    def is_locked(self, work: str) -> bool:
+        """Whether a process is at this work, one of `WORKS`."""
+        return is_locked(self._lock_path(work))
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the recording is over: it said so, or its process is there no more."""
         try:
-            yield held
-        finally:
-            held.release()
+            if self.read_settings().get("state") == "finished":
+                return True
+        except (OSError, ValueError):
+            if not self._lock_path("recording").exists():
+                return False  # not begun
+        # Without locks, one that was killed cannot be told from one that is at work.
+        return not self.is_locked("recording") and sys.platform != "win32"
 
     def remove_leftovers(self) -> None:
         """Delete unfinished files that a killed process left behind an hour ago or more."""

@@ -85,20 +85,21 @@ class PartTable:
         frame = frame.drop_duplicates(list(KEYS), keep="last")
         return frame.sort_values(list(KEYS), ignore_index=True)
 
-    def compact(self, steps: Collection[int]) -> None:
+    def compact(self, steps: Collection[int] | None = None) -> None:
         """Merge all parts into one; readers and a kill see whole rows throughout.
 
         Parameters
         ----------
-        steps : collection of int
+        steps : collection of int, optional
             Steps that still exist; rows of others, from an attempt that was trained again
-            otherwise, are dropped.
+            otherwise, are dropped. By default all stay.
         """
         parts = self.parts()
-        if len(parts) <= 1 and set(self.read(["step"])["step"]) <= set(steps):
+        if len(parts) <= 1 and (steps is None or set(self.read(["step"])["step"]) <= set(steps)):
             return
         frame = self.read()
-        frame = frame[frame["step"].isin(list(steps))]
+        if steps is not None:
+            frame = frame[frame["step"].isin(list(steps))]
         self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
         for part in parts:
             part.unlink(missing_ok=True)

@@ -456,9 +456,9 @@ def test_killed_at_any_moment_the_next_analysis_goes_on(tmp_path: Path) -> None:
     record(tmp_path / "run", "sorsa", steps=30, every=1)
     script = textwrap.dedent(
         f"""
-        import spectra.analysis.pipeline as module
-        module._WRITE_SECONDS = 0.0
-        module.analyze({str(tmp_path / "run")!r})
+        import spectra, spectra.analysis.writing as module
+        module.WRITE_SECONDS = 0.0
+        spectra.analyze({str(tmp_path / "run")!r})
         """
     )
     run = Run(tmp_path / "run")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from checkpoints_index import Checkpoint, Matrix, Weight
-from spectra.analysis.plan import plan_tasks
+from spectra.analysis.plan import RowKey, plan_tasks
 from spectra.analysis.rows import Quantities
 
-NOTHING_YET = pd.DataFrame(columns=["step", "layer", "module", "source"])
+NOTHING_YET: frozenset[RowKey] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,7 @@ def test_rows_have_the_bases_layer_and_module(modules: list[str] | None) -> None
 
 def test_what_is_done_is_found_by_the_bases_layer_and_module() -> None:
     (task,) = plan_tasks(BASE, [ADAPTER], None, NOTHING_YET, Quantities())
-    done = pd.DataFrame(
-        [(s.checkpoint.step, s.matrix.layer, s.matrix.module, s.source) for s in task.steps],
-        columns=NOTHING_YET.columns,
-    )
+    done = {(s.checkpoint.step, s.matrix.layer, s.matrix.module, s.source) for s in task.steps}
     assert plan_tasks(BASE, [ADAPTER], None, done, Quantities()) == []
 
 
@@ -79,3 +75,15 @@ def test_two_matrices_under_one_label_are_refused() -> None:
     same = Described(0, tuple(matrix(m.name, "q_proj") for m in TOWERS))
     with pytest.raises(ValueError, match="has two matrices for layer 0 q_proj"):
         plan_tasks(same, [Described(5, same.matrices)], None, NOTHING_YET, Quantities())
+
+
+@pytest.mark.parametrize("order", [(5, 9), (9, 5)])
+def test_a_matrix_that_only_some_checkpoints_have_is_analysed_where_it_is(
+    order: tuple[int, int],
+) -> None:
+    one, both = matrix("layers.0.q_proj", "q_proj"), matrix("layers.0.v_proj", "v_proj")
+    base = Described(0, (one, both, matrix("layers.0.k_proj", "k_proj")))
+    checkpoints = [Described(order[0], (one,)), Described(order[1], (one, both))]
+    tasks = plan_tasks(base, checkpoints, None, NOTHING_YET, Quantities())
+    steps = {t.matrix.module: {s.checkpoint.step for s in t.steps} for t in tasks}
+    assert steps == {"q_proj": {0, 5, 9}, "v_proj": {0, order[1]}}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from spectra.recording.gathering import (
     agreed,
@@ -89,9 +90,17 @@ def test_a_dtensor_is_gathered_from_any_placement(ranks: Ranks) -> None:
 def _shards_of_two_axes() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     expected = gaussian(6, 4)
-    for placements in ([Replicate(), Shard(1)], [Shard(0), Shard(1)]):
+    for placements in ([Replicate(), Shard(1)], [Shard(0), Shard(1)], [Shard(0), Shard(0)]):
         with gathered(distribute_tensor(expected, mesh, placements)) as whole:
             assert torch.equal(whole, expected)
+    # FSDP2 over tensor parallelism cuts shards of shards, which do not lie in order.
+    linear = nn.Linear(4, 6, bias=False)
+    linear.weight = nn.Parameter(expected.clone())
+    model = nn.Sequential(linear)
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel()})
+    fully_shard(model, mesh=mesh["data"])
+    with gathered(next(model.parameters())) as whole:
+        assert torch.equal(whole, expected)
 
 
 def test_a_dtensor_of_two_mesh_axes_is_gathered() -> None:
@@ -104,9 +113,10 @@ def _mlp(**options: Any) -> tuple[nn.Sequential, dict[str, Tensor]]:
     with seeded(0):
         model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in model:
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+        fully_shard(layer, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
     return model, weights
 
 
@@ -142,6 +152,29 @@ def _after_an_evaluation() -> None:
 
 def test_after_an_evaluation_the_exact_weights_are_gathered(ranks: Ranks) -> None:
     ranks(_after_an_evaluation)
+
+
+class _Offloaded:
+    """A DTensor whose shard is kept on the CPU and whose process group is the GPUs'."""
+
+    device = torch.device("cpu")
+    device_mesh = types.SimpleNamespace(device_type="cuda")
+
+    def to(self, device: str) -> _Offloaded:
+        moved = _Offloaded()
+        moved.device = torch.device(device)
+        return moved
+
+    def full_tensor(self) -> Tensor:
+        assert self.device.type == "cuda", "No backend type associated with device type cpu"
+        return gaussian(2, 2)
+
+
+def test_an_offloaded_shard_travels_by_its_own_device() -> None:
+    offloaded: Any = _Offloaded()
+    with gathered(offloaded) as whole:
+        assert torch.equal(whole, gaussian(2, 2))
+    assert offloaded.device.type == "cpu"
 
 
 def _rank_zero_decides() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import pytest
@@ -50,18 +49,16 @@ def test_functions_and_their_names() -> None:
     assert due(lambda step: step == 3, 5) == [3]
 
 
-def test_a_function_that_raises_is_warned_of_once_and_asked_again(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_function_that_raises_is_asked_again() -> None:
     def picky(step: int) -> bool:
         if step < 3:
             raise KeyError("not yet")
         return True
 
-    with caplog.at_level(logging.WARNING):
-        assert due(picky, 5) == [3, 4, 5]
-    assert len(caplog.records) == 1
-    assert "KeyError('not yet') at step 0" in caplog.text
+    schedule = Schedule(picky)
+    with pytest.raises(KeyError, match="not yet"):
+        schedule.due(2)
+    assert schedule.due(3)
 
 
 def test_an_interrupt_inside_a_function_goes_through() -> None:
