@@ -21,6 +21,7 @@ from tests.helpers import lora, plain, seeded, tiny_llama, token_rows
 from tests.recording.analysing import (
     analyse,
     drift_after,
+    patient_staging,  # noqa: F401
     prompt_feed,  # noqa: F401
     tensorboard_scalars,
 )
@@ -32,6 +33,7 @@ STEPS = 5
 LR = 0.1
 
 pytestmark = [
+    pytest.mark.usefixtures("patient_staging"),
     # Advice on numbers of workers and on loggers' intervals, for real trainings.
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval:UserWarning"),

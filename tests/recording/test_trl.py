@@ -17,7 +17,10 @@ from checkpoints_index import find_snapshots
 from spectra import SpectraCallback
 from spectra.store import Run
 from tests.helpers import attention_weights, lora, tiny_llama, tiny_tokenizer
+from tests.recording.analysing import patient_staging  # noqa: F401
 from tests.recording.test_callback import series
+
+pytestmark = pytest.mark.usefixtures("patient_staging")
 
 TEXT = "the old river sings of a small bird"
 STEPS = 3
