@@ -306,7 +306,6 @@ class Recorder:
 
     def _record(self, step: int, patience: float = 0.0) -> None:
         """Copy what is due and have it written; or note why not."""
-        self._last_snapshot = step
         staging, session = self._staging, self._session
         slot = None
         if staging is not None and session is not None:
@@ -324,10 +323,12 @@ class Recorder:
         elif slot is None:
             return
         assert staging is not None
+        self._last_snapshot = step
         problem = staging.fill(slot)
         if slot is None or session is None:
             return
         if problem is None:
+            self._notes.found(step)
             session.write(step, slot)
         else:
             staging.give_back(slot)
