@@ -12,7 +12,7 @@ from torch import nn
 
 from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
-from spectra.recording.gathering import agreed, is_writer, settle
+from spectra.recording.gathering import agreed, is_writer
 from spectra.recording.layers import RecordedLayer
 from spectra.recording.session import Session
 from spectra.recording.snapshot_files import SnapshotLayout
@@ -113,7 +113,6 @@ class Opening:
         continues, failure = self._together(stored is not None, failure)
         if failure is None:
             try:
-                settle(self._model)
                 if continues:
                     self._base.compare(stored)
                 else:

@@ -190,6 +190,8 @@ class Recorder:
         self._detach()
         interrupt(self.run)
         refuse_unsupported(model)
+        # Else what an evaluation has left whole is taken for a model that is not sharded.
+        settle(model)
         layers = find_layers(model, self.modules)
         self._sharded = any(is_sharded(p.live()) for e in layers for p in (*e.parts, *e.base_parts))
         self._notes = Notes(self.run)

@@ -28,12 +28,13 @@ from spectra.recording import Recorder
 from spectra.recording.callback import SpectraCallback
 from spectra.recording.snapshot_files import write_snapshot
 from spectra.store import Run
-from tests.helpers import lora, plain, sorsa, tiny_llama, token_rows
+from tests.helpers import attention_weights, lora, plain, sorsa, tiny_llama, token_rows
 from tests.ranks import Ranks
 
 ADAPTS = {"dense": plain, "lora": lora, "sorsa": sorsa}
 EVERY = 2
 LAST = 5
+_Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DUE = {"dense": [2, 4, 5], "lora": [0, 2, 4, 5], "sorsa": [0, 2, 4, 5]}
 
 
@@ -153,6 +154,10 @@ def _train_evaluating(folder: str) -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     options = {"mp_policy": policy, "reshard_after_forward": False}
     model = _wrapped(plain(tiny_llama()), "fsdp", **options)
+    with torch.no_grad():
+        model(input_ids=token_rows())
+    # Without this the test would show nothing: whole, but rounded.
+    assert model.get_parameter(_Q_PROJ).dtype == torch.bfloat16
     expected = {}
     with Recorder(f"{folder}/run", every=1).attach(model) as recorder:
         for step, loss in _train(model):
@@ -167,6 +172,10 @@ def _train_evaluating(folder: str) -> None:
 
 def test_what_an_evaluation_rounded_is_not_recorded(ranks: Ranks, tmp_path: Path) -> None:
     ranks(_train_evaluating, tmp_path)
+    base = open_model(tmp_path / "run" / "snapshots" / BASE_FILE)
+    before = attention_weights(tiny_llama())
+    for matrix in base.matrices:
+        assert torch.equal(base.read(matrix).dense, before[matrix.name])  # type: ignore[arg-type]
     expected = torch.load(tmp_path / "expected.pt")
     for name, weight in series(tmp_path / "run")[LAST].items():
         assert torch.equal(weight, expected[f"{name}.weight"].double())
