@@ -91,7 +91,7 @@ UNREAD_LORA = (
 _DEFAULT_ALPHA = 8
 _DEFAULT_INIT_R = 12
 # What PEFT's AdaLoRA adds to the rank before it divides by it.
-_ADALORA_EPSILON = 1e-5
+ADALORA_EPSILON = 1e-5
 # Patterns are regular expressions, and come from a file: what could take exponential time, or
 # a high power of the name's length, is not tried.
 _LONGEST_PATTERN = 500
@@ -187,7 +187,7 @@ def scaling(settings: Settings, path: str, rank: int) -> float:
     if settings.get("peft_type") == "ADALORA":
         alpha = _number(settings.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha")
         start = _number(settings.get("init_r", _DEFAULT_INIT_R), "init_r")
-        return (alpha if alpha > 0 else float(rank)) / (start + _ADALORA_EPSILON)
+        return (alpha if alpha > 0 else float(rank)) / (start + ADALORA_EPSILON)
     patterns = _patterns(settings, "alpha_pattern")
     found = _matching(list(patterns), path)
     value = settings.get("lora_alpha", _DEFAULT_ALPHA) if found is None else patterns[found]

@@ -151,9 +151,7 @@ class BoundAdapter:
         tensors = self._adapter.read_all(layer)
         settings, extents = self._adapter.settings, self._shared_extents
         with _naming(self.path):
-            delta = peft_layers.merged(
-                settings, layer.path, tensors, w_0, _is_transposed(w_0, part), extents
-            )
+            delta = peft_layers.merged(settings, layer.path, tensors, w_0, part.transposed, extents)
         delta -= w_0
         return Weight(delta=delta) if delta.any() else Weight()
 
@@ -168,7 +166,7 @@ class BoundAdapter:
         w_0 = self._base.read_layer(part.layer_path)
         settings = {**self._adapter.settings, "r": rank, "rank_pattern": {}}
         with _naming(self.path):
-            b, a = peft_layers.initial_factors(settings, layer.path, w_0, _is_transposed(w_0, part))
+            b, a = peft_layers.initial_factors(settings, layer.path, w_0, part.transposed)
         return scaling(settings, layer.path, rank) * b, a
 
     def _vera_update(self, layer: AdapterLayer) -> Update:
@@ -322,11 +320,3 @@ def _weight_of_part(weight: Weight, part: LogicalMatrix) -> Weight:
     whole = len(weight.update[0]) == part.matrix.shape[0]
     factors = weight.factors if whole else None
     return Weight(update=part.of_update(*weight.update), factors=factors)
-
-
-def _is_transposed(layer: Tensor, part: LogicalMatrix) -> bool:
-    """Whether a layer's weight is stored as (in, out), as by Conv1D."""
-    # A square one does not show it, but how a part is taken from it does.
-    columns = torch.arange(layer.shape[1], dtype=torch.int32).expand(layer.shape)
-    first = part.of(columns)[0]
-    return not torch.equal(first, torch.arange(len(first), dtype=torch.int32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,8 @@ class LogicalMatrix:
     outputs : Stripes, optional
         Which of the layer's outputs it holds: all, or those of one part of a fused layer.
         ``None`` where the tensor holds many layers (experts), which share no output.
+    transposed : bool
+        Whether the tensor has it as (in, out), as a Conv1D does.
     """
 
     matrix: Matrix
@@ -57,6 +59,7 @@ class LogicalMatrix:
     take: Callable[[Tensor], Tensor]
     rows: slice | None = None
     outputs: Stripes | None = None
+    transposed: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the matrix, given all of the stored tensor or of another one laid out like it.
@@ -200,6 +203,7 @@ def _of_layer(name: str, path: str, stored: StoredTensor, kind: _Kind) -> Iterat
             take=partial(_taken, transposed=conv1d, outputs=None if whole or run else outputs),
             rows=slice(outputs.start, outputs.stop) if run else None,
             outputs=outputs,
+            transposed=conv1d,
         )
 
 
@@ -230,6 +234,7 @@ def _of_experts(
                 layer_path=path,
                 take=take,
                 rows=slice(expert * run, (expert + 1) * run),
+                transposed=transposed,
             )
 
 
@@ -274,11 +279,7 @@ def _experts_below_one_another(
 
 
 def _placed(found: LogicalMatrix, layer: int, module: str) -> LogicalMatrix:
-    m = found.matrix
-    matrix = Matrix(m.name, layer, module, m.shape, m.dtype)
-    return LogicalMatrix(
-        matrix, found.tensor, found.layer_path, found.take, found.rows, found.outputs
-    )
+    return replace(found, matrix=replace(found.matrix, layer=layer, module=module))
 
 
 def _taken(tensor: Tensor, *, transposed: bool, outputs: Stripes | None) -> Tensor:

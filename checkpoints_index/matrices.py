@@ -24,6 +24,8 @@ _PEFT_PREFIX = "base_model.model."
 
 ALL_LINEAR = "all-linear"
 """The pattern for every linear layer, as PEFT spells it."""
+REGEX = "re:"
+"""What a pattern begins with that is a regular expression for the whole path."""
 
 _NOT_LINEAR = re.compile(
     r"(^|_)(bias(es|_table|_[uv])?|norm\d?|layernorm|ln(_\w)?|emb|embed|embeddings?|wte|wpe"
@@ -98,14 +100,18 @@ class Weight:
     factors : TrainedFactors, optional
         The trained SVD factors behind the update, where the method has them.
     delta : Tensor of shape (m, n), float64, optional
-        W_t − W_0 of an adapter whose update has no low rank. Of `dense`, `update` and `delta` at
-        most one is given.
+        W_t − W_0 of an adapter whose update has no low rank, or of a trained weight that was
+        recorded so. Of `dense`, `update` and `delta` at most one is given.
+    rounded : bool
+        Whether W_t itself is a trained weight, in the dtype that the checkpoint tells, though what
+        is given is its `delta`. An adapter's W_t is rounded nowhere.
     """
 
     dense: Tensor | None = None
     update: tuple[Tensor, Tensor] | None = None
     factors: TrainedFactors | None = None
     delta: Tensor | None = None
+    rounded: bool = False
 
     def on(self, w_0: Tensor) -> Tensor:
         """Return W_t in float64, given W_0 of the same shape.
@@ -271,16 +277,22 @@ def matches(name: str, patterns: Iterable[str] | None, module: str | None = None
 
     A pattern is a name or a glob for the last part of the path; one with a dot in it is for the
     whole path, or for the module's label where that tells more than the last part. The pattern
-    ``all-linear`` is for every linear layer.
+    ``all-linear`` is for every linear layer, and one that begins with ``re:`` a regular expression
+    that must fit the whole path.
 
     Parameters
     ----------
     name : str
         Cleaned path.
     patterns : iterable of str, optional
-        Names and globs.
+        Names, globs and regular expressions.
     module : str, optional
         `Matrix.module`, where it is known.
+
+    Raises
+    ------
+    ValueError
+        If a regular expression is none.
 
     Examples
     --------
@@ -290,19 +302,24 @@ def matches(name: str, patterns: Iterable[str] | None, module: str | None = None
     False
     >>> matches("vision_tower.layers.0.self_attn.q_proj", ["vision_tower.*"], "vision_tower.q_proj")
     True
+    >>> matches("model.layers.12.mlp.up_proj", [r"re:.*[.]1[0-9][.].*(up|gate)_proj"])
+    True
     """
     if patterns is None:
         return True
-    module = module or name
+    return any(_matches(name, pattern, module or name) for pattern in patterns)
+
+
+def _matches(name: str, pattern: str, module: str) -> bool:
+    if pattern == ALL_LINEAR:
+        return is_linear(name)
+    if pattern.startswith(REGEX):
+        try:
+            return re.fullmatch(pattern.removeprefix(REGEX), name) is not None
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error}).") from error
     paths, lasts = (name, module), (name.rsplit(".", 1)[-1], module.rsplit(".", 1)[-1])
-    return any(
-        is_linear(name)
-        if pattern == ALL_LINEAR
-        else any(
-            fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts)
-        )
-        for pattern in patterns
-    )
+    return any(fnmatch.fnmatchcase(text, pattern) for text in (paths if "." in pattern else lasts))
 
 
 def factors_fit(shapes: Sequence[tuple[int, ...]]) -> bool:

@@ -1,53 +1,66 @@
 """The format of the hook's snapshots, and its reader.
 
-A snapshot is one safetensors file. Its metadata has one entry, ``spectra``, a JSON object:
-``format``, ``id`` (unique to the writing), ``step``, ``base`` (the id of the base's snapshot)
-and ``matrices``, which maps each matrix's name to its ``kind`` and, for LoRA, its ``scaling``.
-The tensors are called ``NAME.PART``:
+A snapshot is one safetensors file that says itself what is in it. Tensors are called
+``LAYER.PART``; those of layers that are alike are one tensor with one row a layer, under a name as
+``model.layers.{0-29}.self_attn.q_proj.lora_a`` (see `checkpoints_index.stacked_names`). The
+metadata has two entries. ``spectra`` is a JSON object: ``format``, ``id`` (unique to the writing),
+``step`` and ``base`` (the id of the base's snapshot). ``spectra.layers``, the same in all snapshots
+of a run, is a JSON list of objects, one for layers that are alike:
 
-======== ============================== ==========================================
-kind     parts                          W_t
-======== ============================== ==========================================
-dense    weight                         weight
-lora     lora_a, lora_b                 W_0 + scaling · lora_b lora_a
-sorsa    sorsa_u, sorsa_s, sorsa_vh     W_0 + U_p diag(S_p) V_pᵀ − U_0 diag(S_0) V_0ᵀ
-======== ============================== ==========================================
+============ =================================================================================
+layer        the path, or that of several
+kind         one of the table below
+scaling      of LoRA's kinds: what the product of the factors is multiplied with
+dtype        of ``delta``: what W_t is stored as in training
+layers       indices of the layers, where they are not the first numbers in the paths
+matrices     the logical matrices that the layer holds, if not just itself: objects with
+             ``part`` (the last part of the matrix's path, instead of the layer's), ``module``
+             (the label, if not the path's last part; ``*1`` stands for the path's number 1,
+             counted from 0) and ``outputs`` (of a fused layer: number and length of blocks,
+             start and end of the run in each)
+============ =================================================================================
 
-``base.safetensors`` has the same form, with W_0 as ``weight`` of every matrix and, for SORSA,
-the initial factors as ``sorsa_u0``, ``sorsa_s0``, ``sorsa_vh0``: they are the same at every step.
+============= ================================= ==============================================
+kind          parts                             W_t
+============= ================================= ==============================================
+dense         weight                            weight
+delta         delta                             W_0 + delta
+lora          lora_a, lora_b                    W_0 + scaling · B A
+residual-lora lora_a, lora_b                    W_0 + scaling · (B A − B_0 A_0)
+adalora       lora_a, lora_b, lora_e, ranknum   W_0 + scaling / (ranknum + 1e-5) · B diag(E) A
+dora          lora_a, lora_b, magnitude         rows of V = W_0 + scaling · B A, at the lengths
+                                                that magnitude says
+sorsa         sorsa_u, sorsa_s, sorsa_vh        W_0 + U_p diag(S_p) V_pᵀ − U_0 diag(S_0) V_0ᵀ
+============= ================================= ==============================================
+
+``base.safetensors`` has the same form and holds what is the same at every step: W_0 as ``weight``
+of every matrix (kind ``dense``), and SORSA's initial factors as ``sorsa_u0``, ``sorsa_s0``,
+``sorsa_vh0`` of their layers. Of a LoRA whose start was subtracted from the base (PiSSA and its
+relatives) it has kind ``residual``: the residual as ``weight`` in its own dtype, and the start's
+factors as ``lora_a0``, ``lora_b0``, of which W_0 = weight + scaling · B_0 A_0 is computed in
+float64, so that nothing is rounded.
+
+In format 1, still read, ``spectra`` has ``matrices``, which maps the path of each matrix to its
+``kind`` and ``scaling``; nothing is stacked.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from checkpoints_index.adapter_methods import ADALORA_EPSILON
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import (
-    DTYPES,
-    Checkpoint,
-    Matrix,
-    TrainedFactors,
-    Weight,
-    factors_fit,
-    locate,
-)
+from checkpoints_index.matrices import Checkpoint, Matrix, TrainedFactors, Weight
 from checkpoints_index.safetensors_files import TensorFile
+from checkpoints_index.snapshot_headers import INITIAL_PARTS, PARTS, Recorded, read_header
+from checkpoints_index.tensors import StoredTensor
 
-FORMAT = 1
-METADATA_KEY = "spectra"
 BASE_FILE = "base.safetensors"
-PARTS = {
-    "dense": ("weight",),
-    "lora": ("lora_a", "lora_b"),
-    "sorsa": ("sorsa_u", "sorsa_s", "sorsa_vh"),
-}
-"""The tensors of each kind of matrix."""
-INITIAL_PARTS = ("sorsa_u0", "sorsa_s0", "sorsa_vh0")
-"""What the base's snapshot holds beside ``weight`` for a SORSA matrix."""
 
 
 def snapshot_file(step: int) -> str:
@@ -77,13 +90,16 @@ class Snapshot:
         self.path = path
         self.method = method
         self._file = TensorFile(path)
-        header = _header(self._file)
-        self.id = str(header["id"])
-        self.base_id = header.get("base")
-        self.step = int(header["step"])
-        self._kinds: dict[str, dict[str, Any]] = header["matrices"]
-        self.matrices = tuple(self._matrix(name) for name in self._kinds)
-        self._base_file: TensorFile | None = None
+        header = read_header(self._file)
+        self.id = header.id
+        self.base_id = header.base_id
+        self.step = header.step
+        self._contents = header.contents
+
+    @property
+    def matrices(self) -> Sequence[Matrix]:
+        """Its matrices."""
+        return self._contents.matrices
 
     @property
     def fingerprint(self) -> str:
@@ -94,50 +110,116 @@ class Snapshot:
         """Return itself: a run's matrices are recorded as they are."""
         return self
 
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """What is stored, taken out of the stacks: by ``LAYER.PART``."""
+        return self._contents.tensors
+
+    def read_tensor(self, name: str) -> Tensor:
+        """Read one of `tensors`."""
+        place = self._contents.places.get(name)
+        if place is None:
+            raise CheckpointError(f"{self.path} has no tensor {name!r}.")
+        tensor, row = place
+        if row is None:
+            return self._file.read(tensor)
+        return self._file.read(tensor, slice(row, row + 1))[0]
+
     def read(self, matrix: Matrix) -> Weight:
         """Read one matrix."""
-        entry = self._kinds.get(matrix.name)
-        if entry is None:
+        recorded = self._contents.recorded.get(matrix.name)
+        if recorded is None:
             raise CheckpointError(f"{self.path} has no matrix {matrix.name!r}.")
-        parts = [self._file.read(f"{matrix.name}.{part}") for part in PARTS[entry["kind"]]]
-        if entry["kind"] == "dense":
-            return Weight(dense=parts[0])
-        if entry["kind"] == "lora":
-            a, b = parts
-            return Weight(update=(float(entry["scaling"]) * b.double(), a.double()))
-        return sorsa_weight(TrainedFactors(*parts), self._initial_factors(matrix))
+        parts = [self.read_tensor(f"{recorded.layer}.{part}") for part in PARTS[recorded.kind]]
+        return _READ[recorded.kind](self, recorded, *parts)
 
-    def _initial_factors(self, matrix: Matrix) -> TrainedFactors:
-        if self._base_file is None:
-            self._base_file = TensorFile(self.path.with_name(BASE_FILE))
-        factors = [self._base_file.read(f"{matrix.name}.{part}") for part in INITIAL_PARTS]
-        trained = [self._file.shapes[f"{matrix.name}.{part}"] for part in PARTS["sorsa"]]
-        if [tuple(f.shape) for f in factors] != trained:
-            raise CheckpointError(
-                f"{self._base_file.path}: the initial factors of {matrix.name!r} have other shapes "
-                f"than the trained ones in {self.path.name}."
-            )
-        return TrainedFactors(*factors)
+    @cached_property
+    def beside(self) -> Snapshot:
+        """The base's snapshot in the same folder."""
+        return Snapshot(self.path.with_name(BASE_FILE))
 
-    def _matrix(self, name: str) -> Matrix:
-        place = locate(name)
-        entry = self._kinds[name]
-        if place is None or str(entry["kind"]) not in PARTS:
-            raise CheckpointError(f"{self.path}: {name!r} is described in an unknown way.")
-        shapes, dtypes = self._file.shapes, self._file.dtypes
-        parts = [f"{name}.{part}" for part in PARTS[entry["kind"]]]
-        missing = [p for p in parts if p not in shapes]
-        if missing:
-            raise CheckpointError(f"{self.path} has no tensor {missing[0]!r}.")
-        # LoRA's factors are named in the order of their use, A before B.
-        factors = [shapes[p] for p in (reversed(parts) if entry["kind"] == "lora" else parts)]
-        fit = len(factors[0]) == 2 if entry["kind"] == "dense" else factors_fit(factors)
-        if not fit or any(dtypes[p] not in DTYPES for p in parts):
-            raise CheckpointError(
-                f"{self.path}: {name!r} must be a matrix of floats, or factors of one."
-            )
-        rank = {"dense": None, "lora": factors[-1][0], "sorsa": 2 * factors[-1][0]}[entry["kind"]]
-        return Matrix(name, *place, (factors[0][0], factors[-1][1]), DTYPES[dtypes[parts[0]]], rank)
+    def initial(self, recorded: Recorded) -> Iterator[Tensor]:
+        """Yield the initial factors of a matrix's layer, which the base's snapshot holds."""
+        trained = PARTS[recorded.kind]
+        for initial, part in zip(INITIAL_PARTS[recorded.kind], trained, strict=True):
+            factor = self.beside.read_tensor(f"{recorded.layer}.{initial}")
+            if factor.shape != self.tensors[f"{recorded.layer}.{part}"].shape:
+                raise CheckpointError(
+                    f"{self.beside.path}: the initial factors of {recorded.layer!r} have other "
+                    f"shapes than the trained ones in {self.path.name}."
+                )
+            yield factor
+
+
+# From the tensors of a kind to W_t.
+
+
+def _dense(snapshot: Snapshot, recorded: Recorded, weight: Tensor) -> Weight:
+    return Weight(dense=weight)
+
+
+def _delta(snapshot: Snapshot, recorded: Recorded, delta: Tensor) -> Weight:
+    return Weight(delta=delta.double(), rounded=True)
+
+
+def _lora(snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor) -> Weight:
+    return Weight(update=recorded.product(b, a))
+
+
+def _residual_lora(snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor) -> Weight:
+    a_0, b_0 = snapshot.initial(recorded)
+    if torch.equal(a, a_0) and torch.equal(b, b_0):
+        return Weight()
+    left, right = recorded.product(b, a)
+    left_0, right_0 = recorded.product(b_0, a_0)
+    return Weight(update=(torch.cat([left, -left_0], dim=1), torch.cat([right, right_0])))
+
+
+def _adalora(
+    snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor, e: Tensor, ranknum: Tensor
+) -> Weight:
+    left, right = recorded.product(b, a)
+    return Weight(update=(left / (ranknum.double() + ADALORA_EPSILON), e.double() * right))
+
+
+def _dora(
+    snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor, magnitude: Tensor
+) -> Weight:
+    w_0 = snapshot.beside.read_tensor(f"{recorded.matrix.name}.weight").double()
+    if tuple(w_0.shape) != recorded.matrix.shape:
+        raise CheckpointError(
+            f"{snapshot.beside.path}: {recorded.matrix.name!r} has another shape than in "
+            f"{snapshot.path.name}."
+        )
+    left, right = recorded.product(b, a)
+    v = w_0 + left @ right
+    lengths = torch.linalg.vector_norm(v, dim=1)  # (m,)
+    return Weight(delta=(recorded.of(magnitude).double() / lengths)[:, None] * v - w_0)
+
+
+def _sorsa(snapshot: Snapshot, recorded: Recorded, u: Tensor, s: Tensor, vh: Tensor) -> Weight:
+    u_0, s_0, vh_0 = snapshot.initial(recorded)
+    trained = TrainedFactors(recorded.of(u), s, vh)
+    weight = sorsa_weight(trained, TrainedFactors(recorded.of(u_0), s_0, vh_0))
+    # The trained factors are those of the whole layer, and say nothing of a part of it.
+    return weight if recorded.outputs is None else Weight(update=weight.update)
+
+
+def _residual(snapshot: Snapshot, recorded: Recorded, a_0: Tensor, b_0: Tensor) -> Weight:
+    left, right = recorded.product(b_0, a_0)
+    return Weight(dense=snapshot.read_tensor(f"{recorded.matrix.name}.weight") + left @ right)
+
+
+_READ: dict[str, Callable[..., Weight]] = {
+    "dense": _dense,
+    "delta": _delta,
+    "lora": _lora,
+    "residual-lora": _residual_lora,
+    "adalora": _adalora,
+    "dora": _dora,
+    "sorsa": _sorsa,
+    "residual": _residual,
+}
 
 
 def sorsa_weight(trained: TrainedFactors, initial: TrainedFactors) -> Weight:
@@ -148,22 +230,3 @@ def sorsa_weight(trained: TrainedFactors, initial: TrainedFactors) -> Weight:
         return Weight(factors=trained)
     b = torch.cat([u * s, -u0 * s0], dim=1)  # (m, 2r)
     return Weight(update=(b, torch.cat([vh, vh0])), factors=trained)
-
-
-def _header(file: TensorFile) -> dict[str, Any]:
-    try:
-        header = json.loads(file.metadata[METADATA_KEY])
-        if int(header["format"]) > FORMAT:
-            raise CheckpointError(
-                f"{file.path} has snapshot format {header['format']}, this version reads up to "
-                f"{FORMAT}. Upgrade spectra-svd."
-            )
-        int(header["step"]), str(header["id"])
-        for entry in header["matrices"].values():
-            if entry["kind"] == "lora":
-                float(entry["scaling"])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{file.path} is a safetensors file, but no Spectra snapshot ({error!r})."
-        ) from error
-    return header

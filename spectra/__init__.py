@@ -13,6 +13,8 @@ from typing import Any
 _PUBLIC = {
     "Recorder": ("spectra.recording", None),
     "SpectraCallback": ("spectra.recording.callback", "train"),
+    "LightningCallback": ("spectra.recording.lightning", "lightning"),
+    "Alert": ("spectra.recording.alerts", None),
     "SorsaConfig": ("spectra.methods", "train"),
     "SorsaRegularizerCallback": ("spectra.training.regularizer", "train"),
     "orthonormal_regularizer": ("spectra.methods", "train"),

@@ -464,7 +464,8 @@ def _modules(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--modules",
         help="comma-separated: names (q_proj), globs (*_proj), paths (model.layers.*.q_proj), "
-        "labels (decoder.EncDecAttention.q), all-linear for every linear layer",
+        "labels (decoder.EncDecAttention.q), all-linear for every linear layer, regular "
+        "expressions without commas for the whole path (re:.*[.](q|v)_proj)",
     )
 
 

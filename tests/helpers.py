@@ -52,7 +52,9 @@ def low_rank_factors(m: int, n: int, r: int, seed: int = 0) -> tuple[Tensor, Ten
 # Models.
 
 
-def tiny_llama(seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_llama(
+    seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float32, dropout: float = 0.0
+) -> Any:
     """Random LlamaForCausalLM: hidden size 32, q_proj (32, 32), v_proj (16, 32)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -70,6 +72,7 @@ def tiny_llama(seed: int = 0, layers: int = 2, dtype: torch.dtype = torch.float3
         # Large enough that singular values are far apart and drift is far above rounding.
         initializer_range=0.2,
         tie_word_embeddings=False,
+        attention_dropout=dropout,
     )
     with seeded(seed):
         return LlamaForCausalLM(config).to(dtype)  # type: ignore[arg-type]

@@ -109,7 +109,11 @@ def test_every_public_name_can_be_loaded() -> None:
 
 @pytest.mark.parametrize(
     ("name", "missing", "extra"),
-    [("SorsaConfig", "peft", "train"), ("SpectraCallback", "transformers", "train")],
+    [
+        ("SorsaConfig", "peft", "train"),
+        ("SpectraCallback", "transformers", "train"),
+        ("LightningCallback", "lightning", "lightning"),
+    ],
 )
 def test_a_missing_extra_is_named(name: str, missing: str, extra: str) -> None:
     code = (

@@ -223,7 +223,7 @@ class BaseMatrix:
 
     def _noise_floor(self, weight: Weight, dtype: str) -> Row:
         precision = self.quantities.precision or dtype
-        if weight.dense is None or precision == "float64":
+        if (weight.dense is None and not weight.rounded) or precision == "float64":
             # An adapter leaves W_0 as it is: nothing is rounded where nothing is trained.
             return {"sigma_noise": 0.0} | ({"d_noise": 0.0} if self.quantities.vectors else {})
         if precision not in PRECISIONS:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 
+from spectra.recording.alerts import Alerts
+from spectra.recording.gathering import agreed
+from spectra.recording.guarding import Reporter, guarded, guarded_begin
 from spectra.recording.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+# What the trainer logs, and what it is called in a run.
+_LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
+# Only the log at the end of training has it.
+_LAST_LOG = "train_runtime"
+# DVCLive has no steps: it counts how often it is told something.
+_TRACKERS = tuple(cls for name, cls in INTEGRATION_TO_CALLBACK.items() if name != "dvclive")
 
 
 class SpectraCallback(TrainerCallback):
@@ -18,12 +36,21 @@ class SpectraCallback(TrainerCallback):
     gradient norm (before clipping) are taken from what the trainer logs, so
     ``logging_steps=1`` records every step's.
 
+    Summaries of the steps that have been analysed go to the trackers that the trainer reports
+    to (``report_to``), at the steps they are of. An alert that asks for it ends the training at
+    the next step's end; of several processes, when the trainer logs next.
+
     Parameters
     ----------
     run : Path or str
         The run's folder.
     **options
-        ``modules``, ``every`` and all else that `Recorder` takes.
+        ``modules``, ``every`` and all else that `Recorder` takes; plain values do.
+
+    Attributes
+    ----------
+    recorder : Recorder
+        What records.
 
     Examples
     --------
@@ -32,7 +59,12 @@ class SpectraCallback(TrainerCallback):
 
     def __init__(self, run: Path | str, **options: Any) -> None:
         self.recorder = Recorder(run, **options)
+        self._may_stop = Alerts(options.get("alerts")).may_stop
+        self._recording = False
+        self._handler: CallbackHandler | None = None
+        self._reporter = Reporter()
 
+    @guarded_begin
     def on_train_begin(  # noqa: D102
         self,
         args: TrainingArguments,
@@ -41,15 +73,25 @@ class SpectraCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and model is not None:
-            self.recorder.begin(model, state.global_step)
+        if model is None:
+            return
+        # What is wrong with the arguments or the model is said before anything is trained.
+        self.recorder.begin(model, state.global_step, total_steps=state.max_steps)
+        self._recording = True
+        self._handler = _calling_handler()
 
+    @guarded
     def on_step_end(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            self.recorder.step(state.global_step)
+        if not self._recording:
+            return
+        self.recorder.step(state.global_step)
+        self._report(args, state, control, **kwargs)
+        if args.world_size == 1:
+            self._stop_if(self.recorder.stop_requested, state, control)
 
+    @guarded
     def on_log(  # noqa: D102
         self,
         args: TrainingArguments,
@@ -58,20 +100,71 @@ class SpectraCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
-            names = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
-            values = {ours: logs[theirs] for theirs, ours in names.items() if theirs in logs}
+        if not logs:
+            return
+        if "loss" in logs and args.world_size > 1 and self._may_stop:
+            # All processes must end at the same step. Here they wait for each other anyway; they
+            # all come here, also where one of them does not record.
+            self._stop_if(agreed(self.recorder.stop_requested), state, control)
+        if not self._recording:
+            return
+        if "loss" in logs:
+            values = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
             self.recorder.log(state.global_step, **values)
+        if _LAST_LOG in logs:
+            # Later, the model may be another (load_best_model_at_end) and the trackers closed.
+            self._end(args, state, control, **kwargs)
 
+    @guarded
     def on_save(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # What the trainer would resume behind must not be missing from the curve.
-        if state.is_world_process_zero:
+        if self._recording:
             self.recorder.flush()
 
+    @guarded
     def on_train_end(  # noqa: D102
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            self.recorder.end()
+        if self._recording:
+            self._end(args, state, control, **kwargs)
+
+    def _end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._recording = False
+        self.recorder.end()
+        self._report(args, state, control, **kwargs)
+
+    def _stop_if(self, reason: str | None, state: TrainerState, control: TrainerControl) -> None:
+        if reason is not None and not control.should_training_stop:
+            control.should_training_stop = True
+            logger.warning("Training stops after step %d: %s", state.global_step, reason)
+
+    def _report(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for step, summary, _ in self.recorder.news():
+            # Trackers take the step from the state, and nobody shall change the flow by copies.
+            then = copy.copy(state)
+            then.global_step = step
+            for tracker in self._trackers():
+                self._reporter.report(
+                    tracker, "on_log", args, then, copy.copy(control), logs=dict(summary), **kwargs
+                )
+
+    def _trackers(self) -> list[Any]:
+        handler = self._handler
+        return [] if handler is None else [c for c in handler.callbacks if isinstance(c, _TRACKERS)]
+
+
+def _calling_handler() -> CallbackHandler | None:
+    """Return the trainer's list of callbacks; a callback is given all else, but not that."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return caller
+        frame = frame.f_back
+    return None

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from checkpoints_index import CheckpointError
-from checkpoints_index.safetensors_files import TensorFile
-from checkpoints_index.snapshots import BASE_FILE, FORMAT, METADATA_KEY, Snapshot, snapshot_file
-from spectra.recording.layers import RecordedLayer, find_layers, on_cpu
-from spectra.store import TRAINING_QUANTITIES, Run, whole_file
+from spectra.recording.alerts import Alerts, Raised
+from spectra.recording.bases import Base
+from spectra.recording.budget import Budget
+from spectra.recording.feed import DriftFeed
+from spectra.recording.gathering import agreed, is_sharded, is_writer, refuse_unsupported, settle
+from spectra.recording.layers import RecordedLayer, find_layers
+from spectra.recording.live import LiveAnalysis
+from spectra.recording.session import PATIENCE_SECONDS, Session, interrupt
+from spectra.recording.snapshot_files import SnapshotLayout
+from spectra.recording.staging import Staging
+from spectra.recording.when import Every, Schedule
+from spectra.recording.writer import Missing, Notes
+from spectra.store import TRAINING_QUANTITIES, Run, software_versions
+from spectra.store.attempts import begin_attempt
 from spectra.store.files import remove_leftovers
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 DEFAULT_EVERY = 50
-# Training rows are rewritten whole, so not at every step; a kill loses at most this much.
-_FLUSH_SECONDS = 10.0
-# Locks of this process, by the run's folder.
-_HELD: dict[Path, ExitStack] = {}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 logger = logging.getLogger(__name__)
 
 
 class Recorder:
     """Records chosen weights and the training's curve into a run, from any loop.
 
-    Snapshots are taken of step 0, of every `every`-th step and of the last one. Adapters are
-    stored as their factors, never merged; plain layers as their weight. W_0 is stored once.
-    The model, its gradients and the random state are only read.
+    Snapshots are taken of step 0, of the steps that `every` names and of the last one. Adapters
+    are stored as their factors, never merged; plain layers as their weight. W_0 is stored once.
+    The model, its gradients and the random state are only read. A thread writes the files; where
+    it cannot, training goes on, a warning says so once, and the steps are listed in ``run.json``
+    under ``missing``. In a distributed training every process makes one and calls it alike.
 
     Parameters
     ----------
     run : Path or str
-        The run's folder; made if missing. An existing run is continued: rows and snapshots of
-        steps that are trained again are replaced.
+        The run's folder; made if missing. An existing run is continued; what it holds of steps
+        that are trained again is set aside (see `spectra.Run.earlier_attempts`).
     modules : sequence of str
-        Names or globs of the layers to record, by the last part of their path.
-    every : int
-        Steps between snapshots.
+        Which layers: names, globs, paths, labels, ``"re:…"`` for a regular expression of the
+        whole path, or ``"all-linear"``.
+    every : int, str, sequence of int or callable
+        Steps between snapshots; the steps themselves; ``"log"`` or ``"log:N"``, N steps of every
+        power of ten; a function of the step that says whether to record it, or
+        ``"module:function"``.
     method : str, optional
         What to call the method; found out from the model by default.
     base : str, optional
@@ -55,7 +63,31 @@ class Recorder:
     settings : dict, optional
         Resolved hyperparameters, stored in ``run.json``.
     overwrite : bool
-        Let a finished run be replaced; without it that is refused.
+        Let a finished run be recorded again; without it that is refused.
+    dtype : {"float32", "bfloat16", "float16"}, optional
+        Store plain layers as W_t − W_0 in it; by default the exact weight is stored. Adapters are
+        always exact.
+    max_bytes : int or str, optional
+        The most that the run's snapshots may take, such as ``"20 GiB"``.
+    analyze : {"live"}, optional
+        Analyse the snapshots in a process beside the training, at the lowest priority.
+    wait : bool
+        Whether `end` waits for that analysis.
+    alerts : sequence, optional
+        What of the drift is to be warned of: `spectra.Alert`, a dict of its arguments, a function
+        of a step's rows, or ``"module:function"``.
+
+    Attributes
+    ----------
+    run : Run
+        The run.
+    stop_requested : str or None
+        The message of an alert that asks for the end of the training.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is none of these.
 
     Examples
     --------
@@ -70,34 +102,59 @@ class Recorder:
         self,
         run: Path | str,
         modules: Sequence[str] = DEFAULT_MODULES,
-        every: int = DEFAULT_EVERY,
+        every: Every = DEFAULT_EVERY,
         *,
         method: str | None = None,
         base: str | None = None,
         settings: dict[str, Any] | None = None,
         overwrite: bool = False,
+        dtype: str | None = None,
+        max_bytes: int | str | None = None,
+        analyze: str | None = None,
+        wait: bool = False,
+        alerts: Any = (),
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}.")
         if isinstance(modules, str):
             raise TypeError(f"modules must be a sequence of names, e.g. ({modules!r},).")
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"dtype must be None or one of {', '.join(_DTYPES)}, got {dtype!r}.")
+        if analyze not in (None, "live"):
+            raise ValueError(f'analyze must be None or "live", got {analyze!r}.')
         self.run = Run(run)
         self.modules = tuple(modules)
-        self.every = every
+        self.stop_requested: str | None = None
+        self._schedule = Schedule(every)
+        self._budget = Budget(self.run, max_bytes)
+        self._alerts = Alerts(alerts)
         self._method = method
-        self._base = base
+        self._base_name = base
         self._settings = settings
         self._overwrite = overwrite
+        self._dtype = None if dtype is None else _DTYPES[dtype]
+        self._analyze = analyze
+        self._wait = wait
+        self._model: nn.Module | None = None
         self._layers: list[RecordedLayer] = []
-        self._base_id = ""
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._last_step: int | None = None
+        self._sharded = False
+        self._staging: Staging | None = None
+        self._session: Session | None = None
+        self._notes = Notes(self.run)
+        self._live: LiveAnalysis | None = None
+        self._feed: DriftFeed | None = None
+        self._news: list[tuple[int, dict[str, float], tuple[Raised, ...]]] = []
+        self._last_step = 0
         self._last_snapshot: int | None = None
         self._started = 0.0
-        self._flushed = 0.0
+
+    @property
+    def missing(self) -> list[Missing]:
+        """The steps that were due and have no snapshot, as ``{"step": …, "reason": …}``."""
+        return self._notes.missing
 
     @contextmanager
-    def attach(self, model: nn.Module, start_step: int = 0) -> Iterator[Recorder]:
+    def attach(
+        self, model: nn.Module, start_step: int = 0, total_steps: int | None = None
+    ) -> Iterator[Recorder]:
         """Record `model` inside a ``with`` block.
 
         Parameters
@@ -106,61 +163,46 @@ class Recorder:
             As it is trained: after adapters are added and parameters are frozen.
         start_step : int
             How many optimizer steps it has already had in this run; more than 0 on resuming.
+        total_steps : int, optional
+            How many it will have in the end: to say before it begins if the disk is too small.
 
         Raises
         ------
         ValueError
-            If nothing in the model matches, if it does not fit what the run already holds, or
-            if the run is finished and recording would replace what it holds.
+            If nothing in the model matches, if it does not fit what the run already holds, if
+            the run is finished and would be recorded again, or if there is no room for it.
+        checkpoints_index.CheckpointError
+            If the run's base is broken.
         RuntimeError
             If another process is recording into the run.
         """
-        self.begin(model, start_step)
+        self.begin(model, start_step, total_steps)
         try:
             yield self
         except BaseException:
-            try:
-                self.flush()
-            finally:
-                self._release()
+            self.interrupt()
             raise
         self.end()
 
-    def begin(self, model: nn.Module, start_step: int = 0) -> None:
+    def begin(self, model: nn.Module, start_step: int = 0, total_steps: int | None = None) -> None:
         """Start recording; `attach` without the ``with``. Parameters and errors as there."""
+        self._detach()
+        interrupt(self.run)
+        refuse_unsupported(model)
         layers = find_layers(model, self.modules)
-        self._take_lock()
-        self._layers = layers
-        try:
-            self._base_id = self._ensure_base(start_step)
-            self._refuse_to_replace(start_step)
-        except BaseException:
-            self._release()
-            raise
-        kinds = {layer.kind for layer in self._layers}
-        changes: dict[str, Any] = {
-            "method": self._method or ("full-ft" if kinds == {"dense"} else min(kinds - {"dense"})),
-            "modules": list(self.modules),
-            "every": self.every,
-            "state": "running",
-            "base": {
-                "name": self._base or _model_name(model),
-                "dtype": str(self._layers[0].w_0().dtype).removeprefix("torch."),
-                "weights": f"snapshots/{BASE_FILE}",
-            },
-        }
-        if self._settings is not None:
-            changes["settings"] = self._settings
-        self.run.update_settings(**changes)
-        self._forget_from(start_step + 1)
-        self._last_step = start_step
-        self._last_snapshot = None
-        self._started = time.monotonic() - max(
-            (r.get("seconds") or 0.0 for r in self._rows.values()), default=0.0
-        )
-        # Dense layers at step 0 are the base, which is stored already.
-        if start_step == 0 and kinds != {"dense"}:
-            self._write_snapshot(0)
+        self._sharded = any(is_sharded(p.live()) for e in layers for p in (*e.parts, *e.base_parts))
+        self._notes = Notes(self.run)
+        self._news, self.stop_requested = [], None
+        self._last_step, self._last_snapshot = start_step, None
+        self._started = time.monotonic()
+        if is_writer() or self._sharded:
+            layout = SnapshotLayout(layers, dtype=self._dtype)
+            self._staging = Staging(layout.staging)
+            self._begin_run(model, layers, layout, start_step, total_steps)
+        self._model, self._layers = model, layers
+        # Plain layers at step 0 are the base, which is stored already.
+        if start_step == 0 and any(layer.kind != "dense" for layer in layers):
+            self._record(0, PATIENCE_SECONDS)
 
     def step(self, step: int, **values: float | Tensor | None) -> None:
         """Tell that an optimizer step is done: log it, and take a snapshot if one is due.
@@ -177,25 +219,22 @@ class Recorder:
         RuntimeError
             If no model is attached.
         ValueError
-            If `step` is not beyond the last one.
+            If `step` is not beyond the last one, or a value is not one number.
         TypeError
             For a value that has no column.
-        OSError
-            If the snapshot cannot be written; what was recorded before stays whole.
         """
-        if not self._layers:
+        if self._model is None:
             raise RuntimeError("No model is attached; call step inside `with recorder.attach(…)`.")
-        if step <= (self._last_step or 0):
+        if step <= self._last_step:
             raise ValueError(
                 f"step must count finished optimizer steps upwards from 1; the last was "
                 f"{self._last_step}, got {step}. With enumerate, use start=1."
             )
         self.log(step, **values)
         self._last_step = step
-        if step % self.every == 0:
-            self._write_snapshot(step)
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
+        self._look()
+        if self._due(step):
+            self._record(step)
 
     def log(self, step: int, **values: float | Tensor | None) -> None:
         """Note values of a step without counting it as done; later calls add to earlier ones."""
@@ -205,145 +244,243 @@ class Recorder:
                 f"step has no column for {', '.join(sorted(unknown))}; it has "
                 f"{', '.join(TRAINING_QUANTITIES)}."
             )
-        row = self._rows.setdefault(step, {"step": step})
-        row.setdefault("seconds", time.monotonic() - self._started)
-        for name, value in values.items():
-            if value is not None:
-                row[name] = float(value.detach() if isinstance(value, Tensor) else value)
+        if self._session is not None:
+            told = {name: value for name, value in values.items() if value is not None}
+            self._session.rows.tell(step, time.monotonic() - self._started, told)
+
+    def news(self) -> list[tuple[int, dict[str, float], tuple[Raised, ...]]]:
+        """Return what was analysed since the last call: step, summary, alerts raised."""
+        self._look()
+        news, self._news = self._news, []
+        return news
 
     def flush(self) -> None:
-        """Write the training rows that are still in memory."""
-        if self._rows or self.run.training_path.exists():
-            self.run.write_training([self._rows[step] for step in sorted(self._rows)])
-        self._flushed = time.monotonic()
+        """Wait until all that was recorded so far is on disk, as far as that is possible."""
+        if self._session is not None:
+            self._session.drain()
+
+    def interrupt(self) -> None:
+        """Stop recording as if the training had been interrupted; what there is, is written."""
+        self._detach()
 
     def end(self) -> None:
         """Take the last step's snapshot, write everything and mark the run finished."""
         if self._last_step and self._last_snapshot != self._last_step:
-            self._write_snapshot(self._last_step)
-        self.flush()
-        self.run.update_settings(state="finished", last_step=self._last_step)
-        self._release()
+            self._record(self._last_step, PATIENCE_SECONDS)
+        self._detach(state="finished", last_step=self._last_step)
 
-    def _take_lock(self) -> None:
-        # A notebook's cell that was interrupted and is run again takes over from itself.
-        self._release()
-        held = ExitStack()
-        held.enter_context(self.run.lock("recording"))
-        _HELD[self.run.path.resolve()] = held
+    def _detach(self, **changes: Any) -> None:
+        self._model, self._layers, self._staging = None, [], None
+        session, self._session = self._session, None
+        live, self._live = self._live, None
+        feed, self._feed = self._feed, None
+        if session is not None:
+            session.close(**changes)
+        if live is not None:
+            live.finish(self._wait and bool(changes))
+        if feed is not None:
+            feed.stop()
+            self._take(feed)
+            if self._notes.waiting:
+                self._unless_it_fails(self._notes.write)
 
-    def _release(self) -> None:
-        self._layers = []
-        held = _HELD.pop(self.run.path.resolve(), None)
-        if held is not None:
-            held.close()
+    # What is due
 
-    def _refuse_to_replace(self, start_step: int) -> None:
-        if self._overwrite or not self.run.exists():
+    def _due(self, step: int) -> bool:
+        if self._schedule.fixed:
+            return self._schedule.due(step)
+        # A function need not say the same in every process.
+        due = self._asked(step) if is_writer() else False
+        return agreed(due) if self._sharded else due
+
+    def _asked(self, step: int) -> bool:
+        try:
+            return self._schedule.due(step)
+        except Exception as error:
+            self._notes.miss(step, f"every={self._schedule.description} raised {error!r}", "every")
+            return False
+
+    def _record(self, step: int, patience: float = 0.0) -> None:
+        """Copy what is due and have it written; or note why not."""
+        self._last_snapshot = step
+        staging, session = self._staging, self._session
+        slot = None
+        if staging is not None and session is not None:
+            slot = self._unless_it_fails(lambda: staging.take(patience), step)
+            if slot is None:
+                self._notes.miss(step, "the disk does not keep up", "slow disk")
+        elif staging is not None and is_writer():
+            self._notes.miss(step, "the run could not be begun", "inert")
+        if self._sharded:
+            # Of all processes or of none.
+            if not agreed(slot is not None):
+                return
+            assert self._model is not None
+            settle(self._model)
+        elif slot is None:
+            return
+        assert staging is not None
+        problem = staging.fill(slot)
+        if slot is None or session is None:
+            return
+        if problem is None:
+            session.write(step, slot)
+        else:
+            staging.give_back(slot)
+            self._notes.miss(step, f"it could not be copied: {problem!r}", type(problem).__name__)
+        if self._live is not None and (died := self._live.problem()):
+            self._notes.warn("live", f"is analysed no more. {died} See analysis.log there")
+
+    def _unless_it_fails(self, action: Any, step: int | None = None) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            logger.debug("%s, step %s:", self.run.path, step, exc_info=True)
+            self._notes.warn(type(error).__name__, f"cannot be recorded ({error})")
+            return None
+
+    # What was found
+
+    def _look(self) -> None:
+        if self._feed is not None:
+            self._take(self._feed)
+
+    def _take(self, feed: DriftFeed) -> None:
+        for found in feed.take():
+            self._news.append((found.step, found.summary, found.alerts))
+            for raised in found.alerts:
+                logger.warning("%s: %s", self.run.path, raised.message)
+                if raised.stop and self.stop_requested is None:
+                    self.stop_requested = raised.message
+                self._notes.alert(step=raised.step, message=raised.message, stop=raised.stop)
+
+    # The run
+
+    def _begin_run(
+        self,
+        model: nn.Module,
+        layers: list[RecordedLayer],
+        layout: SnapshotLayout,
+        start_step: int,
+        total_steps: int | None,
+    ) -> None:
+        """Make or continue the run; with sharded weights every process takes part.
+
+        What rank 0 finds wrong is raised by all; what the disk refuses leaves the training alone.
+        """
+        base = Base(self.run, layers, start_step)
+        lock = None
+        failure: Exception | None = None
+        stored = None
+        if is_writer():
+            try:
+                lock = self.run.take_lock("recording")
+                self._refuse_to_replace(start_step, self._name_of(layers))
+                stored = base.stored()
+                size = layout.nbytes + len(layout.header(id=base.id, step=0, base=base.id))
+                planned = None
+                if total_steps is not None:
+                    planned = self._schedule.count(start_step, total_steps)
+                count = None if planned is None else planned + 2  # the first and the last
+                self._budget.measure()
+                self._budget.refuse_beyond(0 if stored else base.nbytes, size, count)
+            except Exception as error:
+                failure = error
+        continues, failure = self._together((stored is not None, failure))
+        if failure is None:
+            try:
+                settle(model)
+                if continues:
+                    base.compare(stored)
+                else:
+                    base.write(wanted=is_writer())
+                if lock is not None:
+                    self._open(model, layers, layout, base, start_step, lock)
+            except Exception as error:
+                failure = error
+            _, failure = self._together((None, failure))
+        if failure is None:
+            return
+        if lock is not None and self._session is None:
+            lock.release()
+        if not isinstance(failure, OSError):
+            raise failure
+        if is_writer():
+            self._notes.warn(
+                "inert", f"cannot be recorded ({failure}); training goes on and nothing is recorded"
+            )
+
+    def _together(self, found: tuple[Any, Exception | None]) -> tuple[Any, Exception | None]:
+        """Return what rank 0 found, on every process that takes part."""
+        return agreed(found) if self._sharded else found
+
+    def _open(
+        self,
+        model: nn.Module,
+        layers: list[RecordedLayer],
+        layout: SnapshotLayout,
+        base: Base,
+        start_step: int,
+        lock: Any,
+    ) -> None:
+        assert self._staging is not None
+        self.run.remove_leftovers()
+        # With the lock in hand, no unfinished snapshot has a writer any more; an analysis may be
+        # at work in the other folders.
+        remove_leftovers(self.run.snapshots_path, older_than=time.time())
+        changes = begin_attempt(
+            self.run,
+            start_step,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=software_versions(),
+        )
+        changes |= {
+            "method": self._name_of(layers),
+            "modules": list(self.modules),
+            "every": self._schedule.description,
+            "state": "running",
+            "base": {
+                "name": self._base_name or _model_name(model),
+                "dtype": base.dtype,
+                "weights": str(base.path.relative_to(self.run.path)),
+            },
+        }
+        if self._settings is not None:
+            changes["settings"] = self._settings
+        self.run.update_settings(**changes)
+        self._budget.measure()
+        self._notes.continue_from(changes.get("missing", []), changes.get("alerts", []))
+        self._session = Session(
+            self.run, lock, layout, self._staging, base.id, self._budget, self._notes
+        )
+        self._started -= self._session.rows.seconds
+        self._feed = DriftFeed(self.run, sum(len(e.matrices) for e in layers), self._alerts)
+        self._feed.start()
+        if self._analyze:
+            self._live = LiveAnalysis(self.run)
+            self._unless_it_fails(self._live.start)
+
+    def _refuse_to_replace(self, start_step: int, method: str) -> None:
+        if not self.run.exists():
             return
         stored = self.run.read_settings()
+        if start_step > 0 and (before := stored.get("method", method)) != method:
+            raise ValueError(
+                f"{self.run.path} was begun with the method {before}, now it is {method}. Record "
+                "into a new run."
+            )
         last = stored.get("last_step") or 0
-        if stored.get("state") == "finished" and last > start_step:
+        if not self._overwrite and stored.get("state") == "finished" and last > start_step:
             raise ValueError(
                 f"{self.run.path} is a finished run of {last} steps, and recording from step "
                 f"{start_step} would replace them. Choose another folder, or pass overwrite=True."
             )
 
-    def _write_snapshot(self, step: int) -> None:
-        tensors = {
-            f"{layer.name}.{part}": on_cpu(tensor)
-            for layer in self._layers
-            for part, tensor in layer.tensors().items()
-        }
-        path = self.run.snapshots_path / snapshot_file(step)
-        self._write(path, tensors, step, {e.name: e.description() for e in self._layers})
-        self._last_snapshot = step
-        self.flush()
-
-    def _ensure_base(self, start_step: int) -> str:
-        path = self.run.snapshots_path / BASE_FILE
-        if path.exists():
-            return self._check_base(Snapshot(path), start_step)
-        if start_step > 0 and any(layer.kind == "dense" for layer in self._layers):
-            raise ValueError(
-                f"{self.run.path} has no base and the model is at step {start_step} already: its "
-                "weights are no longer W_0. Attach at step 0, or continue the run that has it."
-            )
-        tensors = {f"{layer.name}.weight": on_cpu(layer.w_0()) for layer in self._layers}
-        for layer in self._layers:
-            for part, tensor in layer.initial_tensors().items():
-                tensors[f"{layer.name}.{part}"] = on_cpu(tensor)
-        return self._write(path, tensors, 0, {e.name: {"kind": "dense"} for e in self._layers})
-
-    def _check_base(self, stored: Snapshot, start_step: int) -> str:
-        """Refuse to continue a run with other matrices or another base than it began with."""
-        matrices = {m.name: m for m in stored.matrices}
-        shapes = {name: matrix.shape for name, matrix in matrices.items()}
-        present = {layer.name: tuple(layer.w_0().shape) for layer in self._layers}
-        if shapes != present:
-            differing = sorted(dict(shapes.items() ^ present.items()))
-            raise ValueError(
-                f"{self.run.path} was begun with other matrices than this model has; they differ "
-                f"in {', '.join(differing[:3])} ({len(differing)} in all). Record into a new run."
-            )
-        file = TensorFile(stored.path)
-        for layer in self._layers:
-            # In training, a plain layer is no longer its base.
-            if layer.kind != "dense" or start_step == 0:
-                w_0 = on_cpu(layer.w_0())
-                if not torch.equal(stored.read(matrices[layer.name]).on(w_0), w_0.double()):
-                    raise ValueError(
-                        f"{self.run.path} was begun on another base: {layer.name} differs from "
-                        "what is stored. Record into a new run."
-                    )
-            for part, tensor in layer.initial_tensors().items():
-                name = f"{layer.name}.{part}"
-                if name not in file.shapes or not torch.equal(file.read(name), on_cpu(tensor)):
-                    raise ValueError(
-                        f"{self.run.path} holds no or other initial factors of {layer.name} than "
-                        "this adapter has: it was begun with another. Record into a new run."
-                    )
-        return stored.id
-
-    def _write(
-        self, path: Path, tensors: dict[str, Tensor], step: int, matrices: dict[str, Any]
-    ) -> str:
-        snapshot_id = uuid.uuid4().hex
-        header = {
-            "format": FORMAT,
-            "id": snapshot_id,
-            "step": step,
-            "base": self._base_id or snapshot_id,
-            "matrices": matrices,
-        }
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(header)})
-        return snapshot_id
-
-    def _forget_from(self, step: int) -> None:
-        """Drop what an earlier, interrupted attempt recorded of steps that come again."""
-        rows = self.run.read_training().drop(columns=["run", "method"])
-        self._rows = {
-            int(row["step"]): {str(k): v for k, v in row.items() if not _is_missing(v)}
-            for row in rows.to_dict("records")
-            if row["step"] < step
-        }
-        self.run.remove_leftovers()
-        # With the lock in hand, no unfinished snapshot has a writer any more; an analysis may be
-        # at work in the other folders.
-        remove_leftovers(self.run.snapshots_path, older_than=time.time())
-        for path in self.run.snapshots_path.glob("step-*.safetensors"):
-            try:
-                stale = Snapshot(path).step >= step
-            except CheckpointError:
-                continue
-            if stale:
-                logger.info("%s: %s is recorded again.", self.run.path, path.name)
-                path.unlink()
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    def _name_of(self, layers: Sequence[RecordedLayer]) -> str:
+        if self._method is not None:
+            return self._method
+        methods = {layer.method for layer in layers}
+        return "+".join(sorted(methods - {"full-ft"})) or "full-ft"
 
 
 def _model_name(model: nn.Module) -> str:

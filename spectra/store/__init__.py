@@ -1,5 +1,6 @@
 """Runs on disk: the folder's layout, the Parquet schema, the one writer and the one reader."""
 
+from spectra.store.attempts import Attempt
 from spectra.store.files import whole_file
 from spectra.store.run import Run, expand_runs, find_runs, read_runs, software_versions
 from spectra.store.schema import (
@@ -19,6 +20,7 @@ __all__ = [
     "SPECTRUM",
     "TRAINING",
     "TRAINING_QUANTITIES",
+    "Attempt",
     "PartTable",
     "Run",
     "expand_runs",

@@ -7,31 +7,29 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 
+from spectra.store.attempts import Attempt, earlier_attempts, restore_attempt
 from spectra.store.files import remove_leftovers, whole_file
+from spectra.store.locks import FileLock, is_locked
 from spectra.store.schema import DRIFT, SPECTRUM, TRAINING
 from spectra.store.tables import PartTable, read_training, write_training
 
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused, an older one is read."""
 
-if sys.platform != "win32":  # there, one writer at a time is the user's care
-    import fcntl
-
 WORKS = ("recording", "analysis")
 """What a process can be doing to a run; each is done by one process at a time."""
 
 # Files this old that are still unfinished belong to a process that was killed.
 _LEFTOVER_SECONDS = 3600.0
-_LOCK_ATTEMPTS = 10
 _VERSIONED = ("torch", "numpy", "scipy", "transformers", "peft", "bitsandbytes", "safetensors")
 
 
@@ -150,10 +148,22 @@ class Run:
         return "finished" if done else "interrupted"
 
     @contextmanager
-    def lock(self, work: str) -> Iterator[None]:
+    def lock(self, work: str) -> Iterator[FileLock]:
         """Be the only process that does this work on the run, within a block.
 
-        The lock goes with the process, so a killed one leaves none behind.
+        Parameters and errors as of `take_lock`.
+        """
+        held = self.take_lock(work)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def take_lock(self, work: str) -> FileLock:
+        """Become the only process that does this work on the run, until the lock is released.
+
+        The lock goes with the process, so a killed one leaves none behind; a forked child does
+        not have it.
 
         Parameters
         ----------
@@ -164,23 +174,21 @@ class Run:
         ------
         RuntimeError
             If another process, or another part of this one, is at it.
+        OSError
+            If the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock_path(work).open("a") as file:
-            if not _take(file):
-                raise RuntimeError(
-                    f"The {work} of {self.path} is under way in another process. Wait for it, or "
-                    "use another folder."
-                )
-            yield
+        held = FileLock(self._lock_path(work))
+        if not held.acquire():
+            raise RuntimeError(
+                f"The {work} of {self.path} is under way in another process. Wait for it, or "
+                "use another folder."
+            )
+        return held
 
     def is_locked(self, work: str) -> bool:
         """Whether a process is at this work, one of `WORKS`."""
-        try:
-            with self._lock_path(work).open() as file:
-                return not _take(file, shared=True)
-        except OSError:
-            return False
+        return is_locked(self._lock_path(work))
 
     @property
     def is_recorded(self) -> bool:
@@ -201,6 +209,41 @@ class Run:
 
     def _lock_path(self, work: str) -> Path:
         return self.path / f".{work}.lock"
+
+    # Attempts
+
+    def earlier_attempts(self) -> list[Attempt]:
+        """Return the attempts of which a later one recorded something again, oldest first.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not a run.
+        """
+        return earlier_attempts(self)
+
+    def restore_attempt(self, number: int, out: Path | str) -> Run:
+        """Make a run of its own of an earlier attempt, as it was when the next one began.
+
+        The new run has the base, the snapshots and the training rows; its drift is for
+        `spectra.analyze` to compute. Snapshots are hard links where the file system has them, so
+        this takes no space.
+
+        Parameters
+        ----------
+        number : int
+            Which attempt; see `earlier_attempts`.
+        out : Path or str
+            A new folder.
+
+        Raises
+        ------
+        ValueError
+            If there is no such attempt.
+        FileExistsError
+            If `out` exists.
+        """
+        return restore_attempt(self, number, Path(out))
 
     # Tables
 
@@ -228,8 +271,8 @@ class Run:
         frame.insert(0, "method", self.method)
         return self._named(frame)
 
-    def write_training(self, rows: list[dict[str, Any]]) -> None:
-        """Replace ``training.parquet`` by `rows`, whole or not at all."""
+    def write_training(self, rows: list[dict[str, Any]] | Mapping[str, Any]) -> None:
+        """Replace ``training.parquet`` by `rows`, or columns of them, whole or not at all."""
         write_training(self.training_path, rows, TRAINING)
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -295,21 +338,6 @@ def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
             frame = frame.assign(run=label)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
-
-
-def _take(file: IO[str], shared: bool = False) -> bool:
-    """Lock a file until it is closed; whether that worked."""
-    if sys.platform == "win32":
-        return True
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    # Whoever asks for a run's state holds the file for a moment: a writer tries more than once.
-    for _ in range(1 if shared else _LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.0 if shared else 0.05)
-    return False
 
 
 def software_versions() -> dict[str, str]:

@@ -73,7 +73,7 @@ class PartTable:
         tables = []
         for attempt in range(_READ_ATTEMPTS):
             try:
-                tables = [self._read_part(p, names, filters) for p in self.parts()]
+                tables = [self.read_part(p, names, filters) for p in self.parts()]
                 break
             except FileNotFoundError:
                 # A concurrent compaction replaced the parts that were just listed.
@@ -110,15 +110,21 @@ class PartTable:
             p for p in self.folder.glob("*.parquet") if not p.name.startswith(TEMPORARY_PREFIX)
         )
 
-    def _write(self, table: pa.Table) -> None:
-        # Names sort by time of writing, so "later" needs no clock inside the files.
-        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        with whole_file(self.folder / name) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-
-    def _read_part(
-        self, path: Path, names: list[str], filters: list[tuple[str, str, Any]] | None
+    def read_part(
+        self,
+        path: Path,
+        names: Sequence[str],
+        filters: list[tuple[str, str, Any]] | None = None,
     ) -> pa.Table:
+        """Return the rows of one of the `parts` as they were written, of the named columns.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a compaction has replaced it meanwhile.
+        OSError
+            If it cannot be read; the message names it.
+        """
         try:
             available = set(pq.read_schema(path).names)
             return pq.read_table(
@@ -132,11 +138,24 @@ class PartTable:
                 "`spectra analyze` again to compute its rows anew."
             ) from error
 
+    def _write(self, table: pa.Table) -> None:
+        # Names sort by time of writing, so "later" needs no clock inside the files.
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        with whole_file(self.folder / name) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
 
-def write_training(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Replace the training table by `rows`, whole or not at all."""
-    with whole_file(path) as temporary:
+
+def write_training(
+    path: Path, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], schema: pa.Schema
+) -> None:
+    """Replace the training table by `rows`, or by columns of them, whole or not at all."""
+    if isinstance(rows, Mapping):
+        # NaN, which is what a column has where nothing was told, becomes null.
+        columns = {n: pa.array(rows[n], schema.field(n).type, from_pandas=True) for n in rows}
+        table = pa.Table.from_pydict(columns, schema=schema)
+    else:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

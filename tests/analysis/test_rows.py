@@ -338,6 +338,16 @@ def test_adapters_leave_the_base_unrounded() -> None:
         assert values["sigma_noise"] == 0.0
 
 
+def test_a_trained_weight_stored_as_its_difference_has_the_noise_of_its_own_precision() -> None:
+    w_0, w_t = gaussian(20, 30), gaussian(20, 30, 1)
+    whole, _ = BaseMatrix(w_0).drift(Weight(dense=w_t), "bfloat16")
+    delta = Weight(delta=w_t - w_0, rounded=True)
+    row, _ = BaseMatrix(w_0).drift(delta, "bfloat16")
+    assert row["sigma_noise"] == whole["sigma_noise"] > 0
+    assert row["d_noise"] == whole["d_noise"] > 0
+    assert row["delta_sigma"] == pytest.approx(whole["delta_sigma"], rel=1e-9)
+
+
 @pytest.mark.parametrize("vectors", [True, False])
 @pytest.mark.parametrize(
     ("w_0", "precision", "reason"),

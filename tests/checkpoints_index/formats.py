@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from spectra.recording import Recorder
-from tests.helpers import attention_weights, lora, plain, shake, sorsa, tiny_llama
+from spectra.recording.layers import find_layers
+from tests.checkpoints_index.adapted import METHODS, adapt
+from tests.helpers import MODULES, attention_weights, lora, plain, shake, sorsa, tiny_llama
+from tests.recording.recorded import write_base, write_step
 
 STEP = 30
 
@@ -52,3 +56,25 @@ FORMATS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     "sharded model folder": lambda folder: _model(folder, max_shard_size="20KB"),
 }
 """Writes step `STEP` of a trained `tiny_llama` to a folder; gives its W_t by layer."""
+
+
+def _deltas(folder: Path) -> dict[str, Tensor]:
+    model = plain(tiny_llama())
+    layers = find_layers(model, MODULES)
+    write_base(folder / "snapshots", layers)
+    shake(model)
+    write_step(folder / "snapshots", layers, STEP, dtype=torch.bfloat16)
+    return _whole(model)
+
+
+SNAPSHOTS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    "snapshots of DoRA": lambda folder: _snapshots(lambda m: lora(m, use_dora=True), folder),
+    "snapshots of PiSSA": lambda folder: _snapshots(
+        lambda m: lora(m, init_lora_weights="pissa"), folder
+    ),
+    "snapshots of AdaLoRA": lambda folder: _snapshots(
+        lambda m: adapt(m, METHODS["AdaLoRA"].config), folder
+    ),
+    "snapshots of deltas": _deltas,
+}
+"""More kinds of snapshots, whose W_t or W_0 is no bit for bit that of `FORMATS`."""

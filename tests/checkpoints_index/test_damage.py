@@ -18,18 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
-from checkpoints_index.snapshots import BASE_FILE, METADATA_KEY
-from tests.checkpoints_index.formats import FORMATS, STEP
+from checkpoints_index.snapshot_headers import LAYERS_KEY, METADATA_KEY
+from checkpoints_index.snapshots import BASE_FILE
+from tests.checkpoints_index.formats import FORMATS, SNAPSHOTS, STEP
 from tests.helpers import attention_weights, tiny_llama
 
 MUTATIONS = 40
 
 
-@pytest.fixture(scope="module", params=FORMATS)
+@pytest.fixture(scope="module", params=FORMATS | SNAPSHOTS)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in each format; for reading only."""
     folder = tmp_path_factory.mktemp("whole")
-    FORMATS[request.param](folder)
+    (FORMATS | SNAPSHOTS)[request.param](folder)
     return folder
 
 
@@ -182,44 +183,96 @@ def _mutate_json(folder: Path, path: Path, expected: dict[tuple[int, str], Tenso
 # Well-formed, but not what it must be.
 
 
-def change_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrite a snapshot with another header."""
+Header = dict[str, Any]
+Layers = list[Any]
+
+
+def change_header(path: Path, change: Callable[[Header, Layers], object]) -> None:
+    """Rewrite a snapshot with another header; what `change` returns takes the place of it."""
     with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()[METADATA_KEY])
-    returned = change(header)
-    text = json.dumps(header if returned is None else returned)
-    save_file(load_file(path), path, metadata={METADATA_KEY: text})
+        header, layers = (json.loads(file.metadata()[key]) for key in (METADATA_KEY, LAYERS_KEY))
+    returned = change(header, layers)
+    texts = {METADATA_KEY: json.dumps(header if returned is None else returned)}
+    save_file(load_file(path), path, metadata=texts | {LAYERS_KEY: json.dumps(layers)})
 
 
-def first(header: dict[str, Any]) -> dict[str, Any]:
-    return next(iter(header["matrices"].values()))
+def entry(**changes: object) -> Callable[[Header, Layers], object]:
+    """Change the first layers' entry; ``None`` takes a key out."""
+
+    def change(header: Header, layers: Layers) -> None:
+        layers[0].update(changes)
+        for key in [key for key, value in changes.items() if value is None]:
+            del layers[0][key]
+
+    return change
 
 
-HEADERS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "a list": lambda h: [h],
-    "a number": lambda h: 7,
-    "empty": lambda h: h.clear(),
-    "without matrices": lambda h: h.pop("matrices") and None,
-    "matrices as a list": lambda h: h.update(matrices=[]),
-    "matrices as pairs": lambda h: h.update(matrices=[["layers.0.q_proj", {}]]),
-    "matrices as text": lambda h: h.update(matrices=""),
-    "a matrix as text": lambda h: h["matrices"].update({next(iter(h["matrices"])): "lora"}),
-    "a matrix that is not there": lambda h: h["matrices"].update({"layers.7.w": first(h)}),
-    "a matrix without a layer": lambda h: h["matrices"].update({"w": first(h)}),
-    "an unknown kind": lambda h: first(h).update(kind="tucker"),
-    "no kind": lambda h: first(h).pop("kind") and None,
-    "a kind that is a list": lambda h: first(h).update(kind=["lora"]),
-    "another kind": lambda h: first(h).update(kind="sorsa"),
-    "no scaling": lambda h: first(h).pop("scaling") and None,
-    "scaling that is text": lambda h: first(h).update(scaling="large"),
-    "scaling that is null": lambda h: first(h).update(scaling=None),
-    "no step": lambda h: h.pop("step") and None,
-    "a step that is text": lambda h: h.update(step="last"),
-    "a step that is null": lambda h: h.update(step=None),
-    "an infinite step": lambda h: h.update(step=float("inf")),
-    "no format": lambda h: h.pop("format") and None,
-    "a format that is null": lambda h: h.update(format=None),
-    "a newer format": lambda h: h.update(format=99),
+def matrix(**about: object) -> Callable[[Header, Layers], object]:
+    return entry(matrices=[about])
+
+
+Q = "model.layers.{0-1}.self_attn.q_proj"
+HEADERS: dict[str, Callable[[Header, Layers], object]] = {
+    "a list": lambda h, _: [h],
+    "a number": lambda h, _: 7,
+    "empty": lambda h, _: h.clear(),
+    "no step": lambda h, _: h.pop("step") and None,
+    "a step that is text": lambda h, _: h.update(step="last"),
+    "a step that is null": lambda h, _: h.update(step=None),
+    "a step that is true": lambda h, _: h.update(step=True),
+    "a step before the first": lambda h, _: h.update(step=-1),
+    "an infinite step": lambda h, _: h.update(step=float("inf")),
+    "no id": lambda h, _: h.pop("id") and None,
+    "an id that is a number": lambda h, _: h.update(id=7),
+    "no format": lambda h, _: h.pop("format") and None,
+    "a format that is null": lambda h, _: h.update(format=None),
+    "a newer format": lambda h, _: h.update(format=99),
+    "an older format": lambda h, _: h.update(format=1),
+    "no layers": lambda _, layers: layers.clear(),
+    "layers as text": lambda _, layers: layers.__setitem__(0, Q),
+    "layers as a list": lambda _, layers: layers.__setitem__(0, [Q]),
+    "layers twice": lambda _, layers: layers.append(layers[0]),
+    "no path": entry(layer=None),
+    "a path that is a number": entry(layer=7),
+    "a path that is not there": entry(layer="layers.7.w"),
+    "a path without a number": entry(layer="w"),
+    "layers beyond": entry(layer=Q.replace("0-1", "0-2")),
+    "fewer layers, then more": entry(layer=Q.replace("0-1", "1,0")),
+    "a run that is none": entry(layer=Q.replace("0-1", "1-0")),
+    "layers without end": entry(layer=Q.replace("0-1", "0-999999")),
+    "layers of layers without end": entry(layer=".".join(["{0-999}"] * 9)),
+    "an unknown kind": entry(kind="tucker"),
+    "no kind": entry(kind=None),
+    "a kind that is a list": entry(kind=["lora"]),
+    "another kind": entry(kind="sorsa"),
+    "a kind with more parts": entry(kind="dora"),
+    "a base's kind": entry(kind="residual"),
+    "no scaling": entry(scaling=None),
+    "scaling that is text": entry(scaling="large"),
+    "scaling that is a list": entry(scaling=[1.0]),
+    "scaling that is infinite": entry(scaling=float("inf")),
+    "indices of fewer layers": entry(layers=[0]),
+    "indices that are texts": entry(layers=["0", "1"]),
+    "indices that are true": entry(layers=[False, True]),
+    "indices before the first": entry(layers=[-1, 0]),
+    "indices as a number": entry(layers=2),
+    "no matrices": entry(matrices=[]),
+    "matrices as text": entry(matrices="q_proj"),
+    "matrices as texts": entry(matrices=["q_proj"]),
+    "a matrix twice": entry(matrices=[{}, {}]),
+    "a part that is a number": matrix(part=7),
+    "a part without a name": matrix(part=""),
+    "a label that is a list": matrix(module=["q_proj"]),
+    "a label of more numbers": matrix(module="expert.*1.q_proj"),
+    "a label without end": matrix(module="*0" * 2**25),
+    "outputs as text": matrix(outputs="0-4"),
+    "outputs of three": matrix(outputs=[1, 32, 0]),
+    "outputs that are true": matrix(outputs=[True, 32, 0, 32]),
+    "outputs of other blocks": matrix(outputs=[2, 32, 0, 32]),
+    "outputs of no blocks": matrix(outputs=[0, 32, 0, 32]),
+    "outputs beyond": matrix(outputs=[1, 32, 0, 33]),
+    "outputs before": matrix(outputs=[1, 32, -1, 3]),
+    "no outputs": matrix(outputs=[1, 32, 3, 3]),
 }
 
 
@@ -285,9 +338,9 @@ A, B = {"snapshots": "lora_a", "folder": "lora_A"}, {"snapshots": "lora_b", "fol
     "change",
     [
         lambda kind: drop_each(A[kind]),
-        lambda kind: replace_each(B[kind], lambda t: t.flatten()),
-        lambda kind: replace_each(A[kind], lambda t: t[0]),
-        lambda kind: replace_each(A[kind], lambda t: t[:1]),
+        lambda kind: replace_each(B[kind], lambda t: t.flatten(-2)),
+        lambda kind: replace_each(A[kind], lambda t: t[..., 0, :]),
+        lambda kind: replace_each(A[kind], lambda t: t[..., :1, :]),
         lambda kind: replace_each(B[kind], lambda t: t.to(torch.int8)),
         lambda kind: replace_each(A[kind], lambda t: t.to(torch.int8)),
     ],
@@ -305,7 +358,10 @@ def test_lora_factors_that_do_not_fit_are_refused(kind: str, change, tmp_path: P
 @pytest.mark.parametrize("part", ["sorsa_u", "sorsa_s", "sorsa_vh"])
 @pytest.mark.parametrize(
     "change",
-    [drop_each, lambda part: replace_each(part, lambda t: t[:2])],
+    [
+        lambda part, stacked: drop_each(part),
+        lambda part, stacked: replace_each(part, lambda t: t.narrow(stacked, 0, 2)),
+    ],
     ids=["missing", "of another shape"],
 )
 def test_sorsa_factors_that_do_not_fit_are_refused(
@@ -313,7 +369,7 @@ def test_sorsa_factors_that_do_not_fit_are_refused(
 ) -> None:
     FORMATS["snapshots of SORSA" if kind == "snapshots" else "SORSA folder"](tmp_path)
     for path in tensor_files(tmp_path)[-1:]:
-        change_tensors(path, change(part))
+        change_tensors(path, change(part, int(kind == "snapshots")))
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         read_all(tmp_path)
 

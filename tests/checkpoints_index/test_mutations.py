@@ -21,7 +21,7 @@ from torch import Tensor
 
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
 from checkpoints_index.gguf_files import GgufModel
-from tests.checkpoints_index.formats import FORMATS, STEP
+from tests.checkpoints_index.formats import FORMATS, SNAPSHOTS, STEP
 from tests.checkpoints_index.hostile import as_archive, hostile_pickles
 from tests.checkpoints_index.model_formats import MODEL_FORMATS
 from tests.checkpoints_index.test_damage import W_0
@@ -38,6 +38,7 @@ def _in_a_step(name: str) -> Callable[[Path], object]:
 WRITERS: dict[str, Callable[[Path], object]] = {
     **{name: _in_a_step(name) for name in MODEL_FORMATS},
     **{name: write for name, write in FORMATS.items() if "model folder" not in name},
+    **SNAPSHOTS,
 }
 
 

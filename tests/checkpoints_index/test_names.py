@@ -75,6 +75,21 @@ def test_labels_match_too() -> None:
     assert not matches("layers.0.mlp.experts.3.w1", ["experts.*.w1"])
 
 
+def test_regular_expressions_match_whole_paths() -> None:
+    assert matches(NAME, [r"re:model\.layers\.[0-9]+\.self_attn\.(q|v)_proj"])
+    assert matches(NAME, ["k_proj", "re:.*[.]3[.].*"])
+    assert not matches(NAME, ["re:q_proj"])
+    assert not matches(NAME, ["re:model"])
+    assert not matches(NAME, ["re:"])
+    # A label is none: it says what a path says already.
+    assert not matches(NAME, ["re:vision.q_proj"], "vision.q_proj")
+
+
+def test_what_is_no_regular_expression_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'re:\*a' is no regular expression \(nothing to repeat"):
+        matches(NAME, ["re:*a"])
+
+
 @pytest.mark.parametrize(
     "name",
     [NAME, "h.0.attn.c_attn", "layers.0.mlp.gate", "layers.0.mixer.in_proj", "blocks.3.mlp.0"],

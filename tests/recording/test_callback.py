@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 import spectra
 from checkpoints_index import find_checkpoints, open_model
@@ -16,6 +19,14 @@ from checkpoints_index.snapshots import BASE_FILE
 from spectra.recording.callback import SpectraCallback
 from spectra.store import Run
 from tests.helpers import attention_weights, lora, plain, sorsa, tiny_llama, token_rows
+from tests.ranks import Ranks
+from tests.recording.analysing import (
+    AnalyseBetweenSteps,
+    drift_after,
+    look_before_taking,
+    prompt_feed,  # noqa: F401
+    tensorboard_scalars,
+)
 
 ADAPTS = {"dense": plain, "lora": lora, "sorsa": sorsa}
 STEPS = 5
@@ -56,6 +67,7 @@ def trainer(folder: Path, model: nn.Module, *callbacks: TrainerCallback, **optio
         model=model,
         args=TrainingArguments(**(defaults | options)),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        eval_dataset=[{"input_ids": row, "labels": row} for row in rows[:4]],
         callbacks=list(callbacks),
     )
 
@@ -125,9 +137,11 @@ def test_the_last_snapshot_is_the_trained_model(kind: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ADAPTS)
 def test_a_recorded_training_ends_in_the_same_bits(kind: str, tmp_path: Path) -> None:
-    bare, recorded = ADAPTS[kind](tiny_llama()), ADAPTS[kind](tiny_llama())
+    dropout = {"lora": {"lora_dropout": 0.3}}.get(kind, {})
+    bare, recorded = (ADAPTS[kind](tiny_llama(dropout=0.2), **dropout) for _ in range(2))
+    callback = SpectraCallback(tmp_path / "run", every=1, alerts={"column": "kappa", "above": 1})
     trainer(tmp_path / "a", bare).train()
-    trainer(tmp_path / "b", recorded, SpectraCallback(tmp_path / "run", every=1)).train()
+    trainer(tmp_path / "b", recorded, callback, report_to="tensorboard").train()
     for name, tensor in bare.state_dict().items():
         assert torch.equal(tensor, recorded.state_dict()[name]), name
 
@@ -163,17 +177,206 @@ def test_a_resumed_training_equals_an_undisturbed_one(kind: str, tmp_path: Path)
     assert resumed.to_dict("list") == undisturbed.to_dict("list")
 
 
-def test_other_processes_than_the_first_record_nothing(tmp_path: Path) -> None:
-    made = trainer(tmp_path / "out", lora(tiny_llama()))
-    made.state.is_world_process_zero = False
+@pytest.mark.usefixtures("prompt_feed")
+def test_tensorboard_shows_each_analysed_step_where_it_was(tmp_path: Path) -> None:
+    callback = SpectraCallback(tmp_path / "run", every=EVERY)
+    between = AnalyseBetweenSteps(callback.recorder)
+    model = sorsa(tiny_llama())
+    trainer(tmp_path / "out", model, callback, between, report_to="tensorboard").train()
+
+    shown = tensorboard_scalars(tmp_path / "out")
+    rows = drift_after(tmp_path / "run")
+    assert shown["train/loss"].keys() == {1, 2, 3, 4, 5}
+    steps = [0, 2, 4]  # the last one's analysis comes after the trackers are closed
+    for step in steps:
+        at = rows[rows["step"] == step]
+        expected = {
+            "delta_d": at["delta_d"].mean(),
+            "kappa": at["kappa"].median(),
+            "ortho": at[["ortho_u", "ortho_v"]].max().max(),
+        }
+        found = {name: shown[f"train/spectra/{name}"][step] for name in expected}
+        assert found == pytest.approx(expected, rel=1e-6)  # event files hold float32
+    assert shown["train/spectra/delta_d"].keys() == set(steps)
+    ours = {tag for tag in shown if "spectra" in tag}
+    assert len(ours) == 5  # a handful, whatever the number of layers
+
+
+class Tracker(TensorBoardCallback):
+    """Something that the trainer reports to, which notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[int, dict[str, float]]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.told.append((state.global_step, dict(logs)))
+        control.should_training_stop = control.should_training_stop or "spectra/kappa" in logs
+
+
+class Listener(TrainerCallback):
+    """Any other callback."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.heard += logs
+
+
+@pytest.mark.usefixtures("prompt_feed")
+@pytest.mark.parametrize("first", [True, False])
+def test_summaries_go_to_trackers_alone_and_change_no_flow(first: bool, tmp_path: Path) -> None:
+    callback, tracker, listener = SpectraCallback(tmp_path / "run", every=2), Tracker(), Listener()
+    between = AnalyseBetweenSteps(callback.recorder)
+    both = (tracker, callback) if first else (callback, tracker)
+    done = trainer(tmp_path / "out", lora(tiny_llama()), *both, listener, between)
+    done.train()
+    told = [(step, logs) for step, logs in tracker.told if "spectra/kappa" in logs]
+    assert [step for step, _ in told] == [0, 2, 4]
+    assert not any("spectra" in name for name in listener.heard)
+    assert done.state.global_step == STEPS
+    assert not any("spectra" in key for entry in done.state.log_history for key in entry)
+
+
+@pytest.mark.usefixtures("prompt_feed")
+def test_a_tracker_that_raises_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Offline(Tracker):
+        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
+            if any("spectra" in name for name in logs):
+                raise ConnectionError("no network")
+
+    callback, working = SpectraCallback(tmp_path / "run", every=1), Tracker()
+    between = AnalyseBetweenSteps(callback.recorder)
+    done = trainer(tmp_path / "out", lora(tiny_llama()), Offline(), working, callback, between)
+    done.train()
+    assert done.state.global_step == STEPS
+    assert len([1 for _, logs in working.told if "spectra/kappa" in logs]) == STEPS
+    warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert [message for message in warned if "no network" in message] == warned
+    assert len(warned) == 1 and "Offline" in warned[0]
+
+
+@pytest.mark.usefixtures("prompt_feed")
+@pytest.mark.parametrize("stop", [True, False])
+def test_an_alert_stops_the_training_at_the_next_steps_end(
+    stop: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make(run: str, **options: Any) -> Trainer:
+        callback = SpectraCallback(tmp_path / run, every=1, **options)
+        between = AnalyseBetweenSteps(callback.recorder)
+        return trainer(tmp_path / f"{run}-out", lora(tiny_llama()), callback, between)
+
+    make("free").train()
+    drift = drift_after(tmp_path / "free").groupby("step")["frobenius_drift"].max()
+    assert drift.is_monotonic_increasing
+    limit = float(drift[2] + drift[3]) / 2  # step 3 is the first beyond it
+
+    watched = make("run", alerts=[{"column": "frobenius_drift", "above": limit, "stop": stop}])
+    watched.train()
+    # Step 3's rows are there before step 4 begins, which is the step that is under way.
+    last = 4 if stop else STEPS
+    assert watched.state.global_step == last
+    settings = Run(tmp_path / "run").read_settings()
+    assert (settings["state"], settings["last_step"]) == ("finished", last)
+    assert max(series(tmp_path / "run")) == last
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "step 3: frobenius_drift of layer" in told[0] and f"above {limit:g}" in told[0]
+    assert any("Training stops after step 4" in message for message in told) == stop
+
+
+def test_an_error_of_ours_is_logged_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("a bug")
+
+    class Break(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            for name in ("step", "log", "flush", "news", "end"):
+                monkeypatch.setattr(callback.recorder, name, broken)
+
     callback = SpectraCallback(tmp_path / "run")
-    shared = (made.args, made.state, made.control)
-    callback.on_train_begin(*shared, model=made.model)
-    callback.on_step_end(*shared)
-    callback.on_log(*shared, logs={"loss": 1.0})
-    callback.on_save(*shared)
-    callback.on_train_end(*shared)
-    assert not (tmp_path / "run").exists()
+    bare, recorded = lora(tiny_llama()), lora(tiny_llama())
+    trainer(tmp_path / "a", bare).train()
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path / "b", recorded, callback, Break(), **options).train()
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(tensor, recorded.state_dict()[name]), name
+    told = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    hooks = ("on_step_end", "on_log", "on_save")
+    assert sorted(r.getMessage().split()[3] for r in told) == sorted(f"{hook};" for hook in hooks)
+    assert all(r.exc_info for r in told)
+    monkeypatch.undo()
+    callback.recorder.end()
+
+
+def test_a_failure_to_begin_that_nobody_foresaw_breaks_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("a bug")
+
+    callback = SpectraCallback(tmp_path / "run")
+    monkeypatch.setattr(callback.recorder, "begin", broken)
+    done = trainer(tmp_path / "out", lora(tiny_llama()), callback)
+    done.train()
+    assert done.state.global_step == STEPS
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert told == ["Spectra failed in on_train_begin; training goes on."]
+
+
+def test_what_is_wrong_with_the_model_is_said_before_training(tmp_path: Path) -> None:
+    count = CountSteps()
+    callback = SpectraCallback(tmp_path / "run", modules=["no_such_proj"])
+    with pytest.raises(ValueError, match="no_such_proj"):
+        trainer(tmp_path / "out", lora(tiny_llama()), callback, count).train()
+    assert count.optimizer_steps == 0
+
+
+def test_the_last_snapshot_is_not_the_best_checkpoint(tmp_path: Path) -> None:
+    def run(name: str, best: bool) -> Trainer:
+        options: dict[str, Any] = {
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "load_best_model_at_end": best,
+            "metric_for_best_model": "loss",
+            "greater_is_better": True,  # the loss falls, so the first step's is "best"
+        }
+        callback = SpectraCallback(tmp_path / name, every=100)
+        made = trainer(tmp_path / f"{name}-out", plain(tiny_llama()), callback, **options)
+        made.train()
+        return made
+
+    last, best = run("last", False), run("best", True)
+    assert best.state.best_global_step == 1
+    weights = (attention_weights(made.model) for made in (last, best))  # type: ignore[arg-type]
+    assert not all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    assert_equal_series(series(tmp_path / "best"), series(tmp_path / "last"))
+
+
+def test_a_start_anew_with_smaller_batches_is_recorded_as_the_only_one(tmp_path: Path) -> None:
+    class OutOfMemory(TrainerCallback):
+        """Fails as an accelerator does, at the third step with the first batch size."""
+
+        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step == 2 and state.train_batch_size == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    callback = SpectraCallback(tmp_path / "run", every=1)
+    model = lora(tiny_llama())
+    options = {"auto_find_batch_size": True}
+    done = trainer(tmp_path / "out", model, callback, OutOfMemory(), **options)
+    done.train()
+    assert done.state.train_batch_size == 1
+    assert list(series(tmp_path / "run")) == [0, 1, 2, 3, 4, 5]
+    frame = Run(tmp_path / "run").read_training()
+    logged = [entry["loss"] for entry in done.state.log_history if "loss" in entry]
+    assert frame["loss"].tolist() == logged
 
 
 def test_the_callback_takes_the_recorders_options(tmp_path: Path) -> None:
@@ -196,3 +399,25 @@ def test_the_callback_takes_the_recorders_options(tmp_path: Path) -> None:
 
 def test_the_callback_is_public() -> None:
     assert spectra.SpectraCallback is SpectraCallback
+
+
+def _stop_together(folder: str) -> None:
+    """One rank: step 1's drift is known to rank 0 before step 2 begins."""
+    with pytest.MonkeyPatch.context() as patch:
+        look_before_taking(patch)
+        rank = int(os.environ["RANK"])
+        alert = {"column": "frobenius_drift", "above": 0, "stop": True}
+        callback = SpectraCallback(Path(folder) / "run", every=1, alerts=alert)
+        between = [AnalyseBetweenSteps(callback.recorder)] if rank == 0 else []
+        options = {"logging_steps": 3, "ddp_backend": "gloo"}
+        out = Path(folder) / f"out-{rank}"
+        done = trainer(out, plain(tiny_llama()), callback, *between, **options)
+        done.train()
+    assert done.state.global_step == 3
+
+
+def test_several_processes_stop_together_where_they_log(tmp_path: Path) -> None:
+    with Ranks(__name__) as ranks:
+        ranks(_stop_together, tmp_path)
+    settings = Run(tmp_path / "run").read_settings()
+    assert (settings["state"], settings["last_step"]) == ("finished", 3)

@@ -1,8 +1,7 @@
-"""A recording process that is killed leaves whole snapshots only, and its run goes on."""
+"""A recording process that is killed leaves whole files only, and its run goes on."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
@@ -12,14 +11,21 @@ from safetensors.torch import load_file
 from torch import nn
 
 from checkpoints_index import find_checkpoints, open_model
-from checkpoints_index.snapshots import BASE_FILE
+from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.recording import Recorder
 from spectra.store import Run
-from tests.killing import kill_at_random_moments
+from tests.killing import kill_at_random_moments, kill_before_every_change
 
-KILLS = 10
+KILLS = 20
 WIDTH = 256
 MATRICES = 4
+EVERY = 2
+CHECKPOINT = 2
+"""The step whose state the trainer keeps, to resume from."""
+LAST = 3
+SNAPSHOTS = [2, 3]
+
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and fork are POSIX's")
 
 
 class Tower(nn.Module):
@@ -40,54 +46,89 @@ class Tower(nn.Module):
             parameter.fill_(step)
 
 
+def record(folder: Path) -> None:
+    """Record the run to its end, from the trainer's checkpoint if there is one."""
+    checkpoint = folder / "checkpoint"
+    start = CHECKPOINT if checkpoint.exists() else 0
+    model = Tower(start)
+    with Recorder(folder / "run", every=EVERY, overwrite=True).attach(model, start) as recorder:
+        for step in range(start + 1, LAST + 1):
+            model.set(step)
+            recorder.step(step, loss=float(step))
+            if step == CHECKPOINT:
+                recorder.flush()
+                checkpoint.touch()
+
+
+def record_twice(folder: Path) -> None:
+    """Record the run, and its second half once more."""
+    record(folder)
+    record(folder)
+
+
 def record_forever(folder: Path) -> None:
-    model = Tower()
-    recorder = Recorder(folder, every=1)
-    recorder.begin(model)
-    for step in itertools.count(1):
-        model.set(step)
-        recorder.step(step, loss=float(step))
+    """Record the run, and its second half again and again."""
+    while True:
+        record(folder)
+
+
+def check(folder: Path) -> int:
+    """Check what a killed process left, resume it, check that; returns the snapshots it left."""
+    left = check_files(folder / "run")
+    record(folder)
+    check_files(folder / "run")
+    run = Run(folder / "run")
+    found = find_checkpoints(run.path)
+    assert [checkpoint.step for checkpoint in found] == SNAPSHOTS
+    training = run.read_training()
+    assert training["step"].tolist() == list(range(1, LAST + 1))
+    assert training["loss"].tolist() == training["step"].tolist()
+    assert run.state == "finished"
+    assert all(path.suffix == ".safetensors" for path in run.snapshots_path.iterdir())
+    assert not [path for path in run.snapshots_path.iterdir() if path.name.startswith(".")]
+    return left
+
+
+def check_files(path: Path) -> int:
+    """Check every file of a run, earlier attempts' too; returns how many snapshots there are."""
+    files = [p for p in path.rglob("*.safetensors") if not p.name.startswith(".")]
+    for file in files:
+        step = 0 if file.name == BASE_FILE else int(file.stem.removeprefix("step-"))
+        tensors = load_file(file)
+        assert sum(tensor.numel() for tensor in tensors.values()) == MATRICES * WIDTH**2
+        assert all((tensor == step).all() for tensor in tensors.values())
+        snapshot = Snapshot(file)
+        assert snapshot.step == step
+        assert len(snapshot.matrices) == MATRICES
+        for matrix in snapshot.matrices:
+            weight = snapshot.read(matrix).dense
+            assert weight is not None and weight.shape == (WIDTH, WIDTH) and (weight == step).all()
+    base = path / "snapshots" / BASE_FILE
+    assert base.exists() or not files
+    run = Run(path)
+    if run.exists():
+        run.read_settings()
+        training = run.read_training()
+        assert training["loss"].tolist() == training["step"].tolist()
+        assert len(open_model(base).matrices) == MATRICES
+        assert run.state != "growing"  # the lock went with the process
+    return len(files)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and fork are POSIX's")
-def test_killed_recorders_leave_whole_snapshots(tmp_path: Path) -> None:
-    folders = [tmp_path / f"run-{i}" for i in range(KILLS)]
+@posix
+def test_runs_killed_at_random_moments_are_whole_and_go_on(tmp_path: Path) -> None:
+    # `python -m tests.benchmarks.hook_kills` kills more of them.
+    folders = [tmp_path / f"{i}" for i in range(KILLS)]
     kill_at_random_moments(record_forever, folders)
-    reached = []
-    for folder in folders:
-        snapshots = folder / "snapshots"
-        files = [p for p in snapshots.iterdir() if not p.name.startswith(".")]
-        for path in files:
-            tensors = load_file(path)
-            assert len(tensors) == MATRICES
-            step = 0 if path.name == BASE_FILE else int(path.stem.removeprefix("step-"))
-            for tensor in tensors.values():
-                assert tensor.shape == (WIDTH, WIDTH)
-                assert (tensor == step).all()
-        if not (snapshots / BASE_FILE).exists():
-            assert files == []
-            continue
-        found = find_checkpoints(folder)
-        assert [c.step for c in found] == list(range(1, len(found) + 1))
-        assert len(open_model(snapshots / BASE_FILE).matrices) == MATRICES
-        run = Run(folder)
-        if found:
-            assert run.state == "interrupted"  # the lock went with the process
-            # A step's rows follow its snapshot.
-            training = run.read_training()
-            assert len(found) - 1 <= len(training) <= len(found)
-            assert training["step"].tolist() == training["loss"].tolist()
-        reached.append(len(found))
-        _resume(folder, len(found))
-    assert max(reached) > 0
+    assert max(check(folder) for folder in folders) > len(SNAPSHOTS)
 
 
-def _resume(folder: Path, step: int) -> None:
-    recorder = Recorder(folder, every=1)
-    with recorder.attach(Tower(step), start_step=step):
-        recorder.step(step + 1, loss=1.0)
-    assert [c.step for c in find_checkpoints(folder)] == list(range(1, step + 2))
-    assert Run(folder).state == "finished"
-    assert {p.suffix for p in (folder / "snapshots").iterdir()} == {".safetensors"}
-    assert not [p for p in (folder / "snapshots").iterdir() if p.name.startswith(".")]
+@pytest.mark.slow
+@posix
+def test_runs_killed_before_any_change_of_a_file_are_whole_and_go_on(tmp_path: Path) -> None:
+    *killed, done = kill_before_every_change(record_twice, tmp_path)
+    assert Run(done / "run").state == "finished"
+    left = [check(folder) for folder in killed]
+    assert left == sorted(left)
+    assert len(set(left)) > len(SNAPSHOTS)  # each of the two records them one by one

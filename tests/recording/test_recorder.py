@@ -531,7 +531,7 @@ def test_a_full_disk_leaves_what_was_recorded(
     for step, loss in train_steps(model, 1, 5):
         recorder.step(step, loss=loss)
     shake(model)
-    monkeypatch.setattr(spectra.recording.recorder, "save_file", full)
+    monkeypatch.setattr(spectra.recording.recorder, "write_snapshot", full)
     with pytest.raises(OSError, match="No space left"):
         recorder.step(6)
     assert list(series(tmp_path)) == [s for s in DUE[kind] if s <= 5]
