@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoints_index import matches
+from spectra.recording.when import load_named
 from spectra.store import DRIFT_QUANTITIES
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Alert:
         if isinstance(self.modules, str):
             object.__setattr__(self, "modules", (self.modules,))
         if isinstance(self.column, str) and ":" in self.column:
-            object.__setattr__(self, "column", _function(self.column))
+            object.__setattr__(self, "column", load_named(self.column, "column"))
         if callable(self.column):
             if limits or self.modules is not None:
                 raise ValueError(
@@ -220,14 +220,3 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or math.isnan(number):
         raise ValueError(f"{name} must be a number, got {value!r}.")
     return number
-
-
-def _function(name: str) -> Callable[[Any], str | None]:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"There is no alert {name!r}: {error}.") from error
-    if not callable(found):
-        raise ValueError(f"{name} is no function; an alert takes rows and returns a message.")
-    return found

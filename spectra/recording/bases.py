@@ -120,7 +120,7 @@ class Base:
 
     def _refuse_other_matrices(self, stored: Snapshot) -> None:
         before = {m.name: m.shape for m in stored.matrices}
-        now = {m.name: s for e in self._layers for m, s in _shapes(e)}
+        now = dict(pair for layer in self._layers for pair in _shapes(layer))
         gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
         other = sorted(n for n in before.keys() & now.keys() if before[n] != now[n])
         if gone or new or other:

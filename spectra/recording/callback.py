@@ -75,7 +75,7 @@ class SpectraCallback(TrainerCallback):
     ) -> None:
         if model is None:
             return
-        # What is wrong with the arguments or the model is said before anything is trained.
+        self._recording = False
         self.recorder.begin(model, state.global_step, total_steps=state.max_steps)
         self._recording = True
         self._handler = _calling_handler()

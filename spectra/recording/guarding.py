@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from checkpoints_index import CheckpointError
+
 logger = logging.getLogger(__name__)
 
 
 # What `Recorder.begin` raises when arguments, model and run do not fit together.
-_REFUSALS = (ValueError, TypeError, RuntimeError)
+_REFUSALS = (ValueError, TypeError, RuntimeError, CheckpointError)
 
 
 def guarded(hook: Callable[..., None], refusals: tuple[type[Exception], ...] = ()) -> Any:

@@ -86,6 +86,7 @@ class LightningCallback(_Callback):
 
     @guarded_begin
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:  # noqa: D102
+        self._recording = False
         if trainer.fast_dev_run:
             return  # a trial of the code, not a run
         # Here, weights and counters of a checkpoint have been restored.

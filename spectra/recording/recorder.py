@@ -24,7 +24,7 @@ from spectra.recording.session import PATIENCE_SECONDS, Session, interrupt
 from spectra.recording.snapshot_files import SnapshotLayout
 from spectra.recording.staging import Staging
 from spectra.recording.when import Every, Schedule
-from spectra.recording.writer import Missing, Notes
+from spectra.recording.writer import Missing, Notes, cause_of
 from spectra.store import TRAINING_QUANTITIES, Run, software_versions
 from spectra.store.attempts import begin_attempt
 from spectra.store.files import remove_leftovers
@@ -274,15 +274,19 @@ class Recorder:
         session, self._session = self._session, None
         live, self._live = self._live, None
         feed, self._feed = self._feed, None
-        if session is not None:
-            session.close(**changes)
-        if live is not None:
-            live.finish(self._wait and bool(changes))
-        if feed is not None:
+        if session is None or feed is None:
+            return
+        waits = live is not None and self._wait and bool(changes)
+        if not waits:
             feed.stop()
             self._take(feed)
-            if self._notes.waiting:
-                self._unless_it_fails(self._notes.write)
+        session.close(**changes)
+        if live is not None and waits:
+            # Nobody records the run any more, so it ends when all has been analysed.
+            live.finish(wait=True)
+            feed.stop()
+            self._take(feed)
+            self._unless_it_fails(self._notes.write)
 
     # What is due
 
@@ -327,7 +331,7 @@ class Recorder:
             session.write(step, slot)
         else:
             staging.give_back(slot)
-            self._notes.miss(step, f"it could not be copied: {problem!r}", type(problem).__name__)
+            self._notes.miss(step, f"it could not be copied: {problem!r}", cause_of(problem))
         if self._live is not None and (died := self._live.problem()):
             self._notes.warn("live", f"is analysed no more. {died} See analysis.log there")
 
@@ -336,7 +340,7 @@ class Recorder:
             return action()
         except Exception as error:
             logger.debug("%s, step %s:", self.run.path, step, exc_info=True)
-            self._notes.warn(type(error).__name__, f"cannot be recorded ({error})")
+            self._notes.warn(cause_of(error), f"cannot be recorded ({error})")
             return None
 
     # What was found
@@ -375,8 +379,9 @@ class Recorder:
         if is_writer():
             try:
                 lock = self.run.take_lock("recording")
-                self._refuse_to_replace(start_step, self._name_of(layers))
                 stored = base.stored()
+                if stored is None:
+                    self._refuse_to_replace(start_step, layers)
                 size = layout.nbytes + len(layout.header(id=base.id, step=0, base=base.id))
                 planned = None
                 if total_steps is not None:
@@ -395,6 +400,7 @@ class Recorder:
                 else:
                     base.write(wanted=is_writer())
                 if lock is not None:
+                    self._refuse_to_replace(start_step, layers)
                     self._open(model, layers, layout, base, start_step, lock)
             except Exception as error:
                 failure = error
@@ -460,10 +466,10 @@ class Recorder:
             self._live = LiveAnalysis(self.run)
             self._unless_it_fails(self._live.start)
 
-    def _refuse_to_replace(self, start_step: int, method: str) -> None:
+    def _refuse_to_replace(self, start_step: int, layers: Sequence[RecordedLayer]) -> None:
         if not self.run.exists():
             return
-        stored = self.run.read_settings()
+        stored, method = self.run.read_settings(), self._name_of(layers)
         if start_step > 0 and (before := stored.get("method", method)) != method:
             raise ValueError(
                 f"{self.run.path} was begun with the method {before}, now it is {method}. Record "

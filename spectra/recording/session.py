@@ -16,7 +16,7 @@ from spectra.recording.budget import Budget
 from spectra.recording.rows import TrainingRows
 from spectra.recording.snapshot_files import SnapshotLayout, write_snapshot
 from spectra.recording.staging import Slot, Staging
-from spectra.recording.writer import Notes, WritingThread
+from spectra.recording.writer import GONE, Notes, WritingThread, cause_of
 from spectra.store import Run
 from spectra.store.locks import FileLock
 
@@ -28,7 +28,6 @@ Half of what NCCL gives the other processes, which wait with it."""
 # The curve and the notes are kept in memory when they cannot be written; if that goes on, a
 # warning says so where no snapshot has.
 _PATIENT_FAILURES = 3
-_GONE = "gone"
 
 
 class Session:
@@ -70,7 +69,7 @@ class Session:
         self._staging = staging
         self._base_id = base_id
         self._budget = budget
-        self._failures = 0
+        self._failures: list[Exception] = []
         self._thread = WritingThread(self._tidy)
         self._thread.start()
         _UNDER_WAY[run.path.resolve()] = self
@@ -91,13 +90,19 @@ class Session:
         self.notes.set(**changes)
         if not self._thread.stop(PATIENCE_SECONDS):
             self._warn_slow()
-        elif self.notes.waiting or self.rows.waiting:
-            self.notes.warn("unwritten", "is incomplete: its last rows could not be written")
+        elif self._failures:
+            self._warn_unwritten()
         self._lock.release()
 
     def _warn_slow(self) -> None:
         self.notes.warn(
             "slow", f"could not be written within {PATIENCE_SECONDS:.0f} s; training goes on"
+        )
+
+    def _warn_unwritten(self) -> None:
+        error = self._failures[-1]
+        self.notes.warn(
+            cause_of(error), f"cannot be written ({error}): curve and run.json stay behind"
         )
 
     def _write(self, step: int, slot: Slot) -> None:
@@ -106,9 +111,9 @@ class Session:
             base = self._run.snapshots_path / BASE_FILE
             header = self._layout.header(id=uuid.uuid4().hex, step=step, base=self._base_id)
             if not self._lock.intact:
-                self.notes.miss(step, "the run's folder was deleted", _GONE)
+                self.notes.miss(step, "the run's folder was deleted", GONE)
             elif not base.is_file():
-                self.notes.miss(step, f"{base} was deleted", _GONE)
+                self.notes.miss(step, f"{base} was deleted", GONE)
             elif problem := self._budget.problem(self._layout.nbytes + len(header)):
                 self.notes.miss(step, problem[1], problem[0])
             else:
@@ -118,7 +123,7 @@ class Session:
                 write_snapshot(path, header, self._layout.pieces(slot.body, beside))
                 self._budget.add(path)
         except (OSError, CheckpointError) as error:
-            self.notes.miss(step, str(error), _cause(error))
+            self.notes.miss(step, str(error), cause_of(error))
         except Exception as error:  # a thread that ends would end the recording
             self.notes.miss(step, repr(error), type(error).__name__)
         finally:
@@ -134,11 +139,11 @@ class Session:
             if self.rows.waiting:
                 self.rows.write()
             self.notes.write()
-            self._failures = 0
+            self._failures = []
         except Exception as error:
-            self._failures += 1
-            if self._failures >= _PATIENT_FAILURES:
-                self.notes.warn(_cause(error), f"cannot be written ({error}); training goes on")
+            self._failures.append(error)
+            if len(self._failures) >= _PATIENT_FAILURES:
+                self._warn_unwritten()
 
 
 def interrupt(run: Run) -> None:
@@ -149,14 +154,6 @@ def interrupt(run: Run) -> None:
     session = _UNDER_WAY.get(run.path.resolve())
     if session is not None:
         session.close()
-
-
-def _cause(error: Exception) -> str:
-    """Return by what an error is told apart from others: one warning each."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.ENOENT:
-        return _GONE
-    return errno.errorcode.get(code, "OSError") if code else type(error).__name__
 
 
 # By the run's folder.

@@ -14,8 +14,11 @@ from spectra.recording.layers import Part
 from spectra.recording.live_weights import Live
 from spectra.recording.snapshot_files import SnapshotLayout
 
-# While one is written, the next snapshot goes into the other.
-_SLOTS = 2
+# While one is written, the next snapshot goes into the other. Of small snapshots more may wait: a
+# disk that takes its time with each file is none that cannot keep up.
+_LEAST_SLOTS = 2
+_MOST_SLOTS = 64
+_MOST_BYTES = 128 * 1024**2
 
 
 class Slot:
@@ -67,6 +70,8 @@ class Staging:
         self._devices = [device for device in devices if device.type == "cuda"]
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._made = 0
+        fitting = _MOST_BYTES // max(layout.nbytes, 1)
+        self._most = min(max(fitting, _LEAST_SLOTS), _MOST_SLOTS)
 
     def take(self, seconds: float = 0.0) -> Slot | None:
         """Return a free slot, or None where there is none within so many seconds.
@@ -80,7 +85,7 @@ class Staging:
             return self._free.get_nowait()
         except queue.Empty:
             pass
-        if self._made < _SLOTS:
+        if self._made < self._most:
             slot = Slot(self._layout, pinned=bool(self._devices))
             self._made += 1
             return slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import queue
 import threading
@@ -21,6 +22,16 @@ _MOST_LISTED = 1000
 logger = logging.getLogger(__name__)
 
 Missing = dict[str, Any]
+GONE = "gone"
+"""The cause of all that fails because a folder or file was deleted."""
+
+
+def cause_of(error: Exception) -> str:
+    """Return by what errors are told apart: there is one warning of each."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ENOENT:
+        return GONE
+    return errno.errorcode.get(code, "OSError") if code else type(error).__name__
 
 
 class Notes:

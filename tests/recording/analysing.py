@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 import spectra
 from spectra.recording.feed import DriftFeed, StepDrift
 from spectra.recording.recorder import Recorder
+from spectra.recording.staging import Staging
 from spectra.store import Run
 
 
@@ -30,6 +31,13 @@ def look_before_taking(patch: pytest.MonkeyPatch) -> None:
         return take(self)
 
     patch.setattr(DriftFeed, "take", look_and_take)
+
+
+@pytest.fixture
+def patient_staging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No snapshot is skipped, though these steps take less time than writing one."""
+    take = Staging.take
+    monkeypatch.setattr(Staging, "take", lambda self, seconds=0.0: take(self, 60.0))
 
 
 def analyse(recorder: Recorder) -> None:

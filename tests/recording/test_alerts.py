@@ -150,9 +150,9 @@ def test_alerts_are_plain_values_in_a_configuration(monkeypatch: pytest.MonkeyPa
         ({"column": "kappa", "below": True}, "below must be a number"),
         ({"column": "kappa", "factor": -2}, "factor must be positive and not 1"),
         ({"column": "kappa", "factor": 1}, "factor must be positive and not 1"),
-        ("no_such_module:judge", "no alert 'no_such_module:judge'"),
-        ("math:no_such_name", "no alert 'math:no_such_name'"),
-        ("math:pi", "math:pi is no function"),
+        ("no_such_module:judge", "column='no_such_module:judge' cannot be found"),
+        ("math:no_such_name", "column='math:no_such_name' cannot be found"),
+        ("math:pi", "column='math:pi' must be a function"),
         ({"column": "math:floor", "above": 1}, "takes no above"),
     ],
 )

@@ -24,9 +24,12 @@ from tests.recording.analysing import (
     AnalyseBetweenSteps,
     drift_after,
     look_before_taking,
+    patient_staging,  # noqa: F401
     prompt_feed,  # noqa: F401
     tensorboard_scalars,
 )
+
+pytestmark = pytest.mark.usefixtures("patient_staging")
 
 ADAPTS = {"dense": plain, "lora": lora, "sorsa": sorsa}
 STEPS = 5
@@ -163,8 +166,10 @@ def test_a_resumed_training_equals_an_undisturbed_one(kind: str, tmp_path: Path)
         )
 
     make("undisturbed").train()
+    interrupted: Any = make("resumed", Stop())
     with pytest.raises(InterruptedError):
-        make("resumed", Stop()).train()
+        interrupted.train()
+    interrupted.pop_callback(SpectraCallback).recorder.flush()  # as at the process's end
     assert 4 in series(tmp_path / "resumed")
     assert Run(tmp_path / "resumed").read_training()["step"].tolist()[:3] == [1, 2, 3]
     make("resumed").train(resume_from_checkpoint=True)
@@ -200,6 +205,16 @@ def test_tensorboard_shows_each_analysed_step_where_it_was(tmp_path: Path) -> No
     assert shown["train/spectra/delta_d"].keys() == set(steps)
     ours = {tag for tag in shown if "spectra" in tag}
     assert len(ours) == 5  # a handful, whatever the number of layers
+
+
+def test_with_live_analysis_and_waiting_tensorboard_has_the_last_step_too(tmp_path: Path) -> None:
+    callback = SpectraCallback(tmp_path / "run", every=EVERY, analyze="live", wait=True)
+    trainer(tmp_path / "out", lora(tiny_llama()), callback, report_to="tensorboard").train()
+    rows = Run(tmp_path / "run").read_drift()
+    expected = rows.groupby("step")["delta_sigma"].mean().to_dict()
+    assert list(expected) == [0, 2, 4, 5]
+    shown = tensorboard_scalars(tmp_path / "out")["train/spectra/delta_sigma"]
+    assert shown == pytest.approx(expected, rel=1e-6)
 
 
 class Tracker(TensorBoardCallback):

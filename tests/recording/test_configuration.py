@@ -15,6 +15,7 @@ from spectra.recording.callback import SpectraCallback
 from spectra.store import Run
 from tests.helpers import lora, tiny_llama, train_steps
 from tests.recording import test_callback, test_lightning
+from tests.recording.analysing import patient_staging  # noqa: F401
 from tests.recording.test_callback import series
 
 pytestmark = test_lightning.pytestmark

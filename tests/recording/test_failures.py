@@ -177,6 +177,7 @@ def test_a_disk_that_does_not_keep_up_costs_snapshots_not_time(
         fsync(descriptor)
 
     # One snapshot is being written, one waits, and there is no room for others.
+    monkeypatch.setattr("spectra.recording.staging._MOST_BYTES", 0)
     begins = 2
     outcome = train(
         tmp_path,

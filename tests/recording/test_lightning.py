@@ -21,6 +21,7 @@ from tests.helpers import lora, plain, seeded, tiny_llama, token_rows
 from tests.recording.analysing import (
     analyse,
     drift_after,
+    patient_staging,  # noqa: F401
     prompt_feed,  # noqa: F401
     tensorboard_scalars,
 )
@@ -32,6 +33,7 @@ STEPS = 5
 LR = 0.1
 
 pytestmark = [
+    pytest.mark.usefixtures("patient_staging"),
     # Advice on numbers of workers and on loggers' intervals, for real trainings.
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval:UserWarning"),
@@ -66,7 +68,7 @@ def module(package: str, model: nn.Module, **attributes: Any) -> Any:
             loss = self.model(input_ids=batch, labels=batch).loss
             self.losses.append(float(loss.detach()))
             self.log("my_loss", loss)
-            return loss  # type: ignore[no-any-return]
+            return loss
 
         def on_before_optimizer_step(self, optimizer: Any) -> None:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -282,7 +284,7 @@ def test_a_training_that_raises_leaves_an_interrupted_run(
     def training_step(batch: Tensor, batch_idx: int) -> Tensor:
         if batch_idx == 3:
             raise raised
-        return take_step(batch, batch_idx)  # type: ignore[no-any-return]
+        return take_step(batch, batch_idx)
 
     fitted.training_step = training_step
     made = trainer(package, tmp_path, LightningCallback(tmp_path / "run", every=2))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import errno
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import spectra.recording.recorder
+import spectra.recording.session
+import spectra.recording.writer
 from checkpoints_index import CheckpointError, find_checkpoints, open_model
 from checkpoints_index.snapshots import BASE_FILE
 from spectra.recording import Recorder
@@ -523,19 +525,22 @@ def test_a_full_disk_leaves_what_was_recorded(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     model = fresh(kind)
     recorder = Recorder(tmp_path, every=EVERY)
     recorder.begin(model)
     for step, loss in train_steps(model, 1, 5):
         recorder.step(step, loss=loss)
-    shake(model)
-    monkeypatch.setattr(spectra.recording.recorder, "write_snapshot", full)
-    with pytest.raises(OSError, match="No space left"):
-        recorder.step(6)
+    recorder.flush()
+    monkeypatch.setattr(spectra.recording.session, "write_snapshot", full)
+    recorder.step(6)
+    recorder.end()
     assert list(series(tmp_path)) == [s for s in DUE[kind] if s <= 5]
     assert not list((tmp_path / "snapshots").glob(f"{TEMPORARY_PREFIX}*"))
+    (missing,) = Run(tmp_path).read_settings()["missing"]
+    assert missing == {"step": 6, "reason": "[Errno 28] No space left on device"}
+    assert recorder.missing == [missing]
 
 
 def test_values_without_a_column_are_refused(tmp_path: Path) -> None:
@@ -579,11 +584,13 @@ def test_making_a_recorder_writes_nothing(tmp_path: Path) -> None:
 def test_rows_reach_the_disk_while_the_loop_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = itertools.count(step=4.0)
-    monkeypatch.setattr(spectra.recording.recorder.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(spectra.recording.writer, "_TIDY_SECONDS", 0.01)
     recorder = Recorder(tmp_path, every=1000)
     recorder.begin(fresh("lora"))
     for step in range(1, 20):
         recorder.step(step, loss=1.0)
-    # The clock moves on by 4 s at every look: within 10 s are at most two steps.
-    assert len(rows(tmp_path)) >= 17
+    until = time.monotonic() + 20
+    while len(rows(tmp_path)) < 19 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(rows(tmp_path)) == 19
+    recorder.end()

@@ -17,7 +17,10 @@ from checkpoints_index import find_snapshots
 from spectra import SpectraCallback
 from spectra.store import Run
 from tests.helpers import attention_weights, lora, tiny_llama, tiny_tokenizer
+from tests.recording.analysing import patient_staging  # noqa: F401
 from tests.recording.test_callback import series
+
+pytestmark = pytest.mark.usefixtures("patient_staging")
 
 TEXT = "the old river sings of a small bird"
 STEPS = 3
@@ -64,7 +67,7 @@ def dpo(folder: Path, model: nn.Module, callbacks: list[TrainerCallback]) -> Any
 
 
 def grpo(folder: Path, model: nn.Module, callbacks: list[TrainerCallback]) -> Any:
-    def length(completions: list[str], **_: Any) -> list[float]:
+    def length(completions: list[str], **_: Any) -> list[float | None]:
         return [float(len(set(completion.split()))) for completion in completions]
 
     return GRPOTrainer(
