@@ -115,6 +115,11 @@ class Snapshot:
         """What is stored, taken out of the stacks: by ``LAYER.PART``."""
         return self._contents.tensors
 
+    @property
+    def recorded(self) -> Mapping[str, Recorded]:
+        """How its matrices are stored, by their names."""
+        return self._contents.recorded
+
     def read_tensor(self, name: str) -> Tensor:
         """Read one of `tensors`."""
         place = self._contents.places.get(name)

@@ -125,7 +125,7 @@ class Training:
         self._waiting = {p: a for p, a in now.items() if self._settled.get(p) != a.stamps}
         vanished = self._present - (present := {arrival.step for arrival in now.values()})
         self._present = present
-        self._has_zero |= 0 in present
+        self._has_zero = 0 in present or (self._has_zero and not self._is_complete)
         for path in self._settled.keys() - now.keys():
             del self._settled[path]
         if vanished and self._held is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def watch(
     interval: float = DEFAULT_INTERVAL,
     idle: float | None = None,
     until_finished: bool = False,
-) -> Iterator[WatchedStep]:
+) -> Generator[WatchedStep, None, None]:
     """Follow a folder and analyse every checkpoint when it is complete; yields step by step.
 
     The folder need not exist yet. A checkpoint that is still being written is awaited; one that is
@@ -114,7 +114,7 @@ def watch(
 
 def _watched(
     watch: _Watch, interval: float, idle: float | None, until_finished: bool
-) -> Iterator[WatchedStep]:
+) -> Generator[WatchedStep, None, None]:
     whole = False
     news = time.monotonic()
     try:

@@ -45,7 +45,7 @@ class Budget:
 
     def measure(self) -> None:
         """Count what is there already, that of earlier attempts too."""
-        folders = (self._run.snapshots_path, self._run.path / "earlier")
+        folders = (self._run.snapshots_path, self._run.earlier_path)
         self._used = sum(_size(p) for f in folders for p in f.rglob("*"))
 
     def add(self, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
+from spectra.recording.continuing import refuse_other_adapter
 from spectra.recording.gathering import agreed, is_writer
 from spectra.recording.layers import RecordedLayer
 from spectra.recording.session import Session
@@ -99,6 +100,25 @@ class Opening:
         ValueError, RuntimeError, checkpoints_index.CheckpointError
             As of `Recorder.attach`; what rank 0 finds wrong is raised by every process.
         """
+        try:
+            session, failure = self._opened(staging, notes, total_steps)
+        except BaseException:  # an interrupted begin, too, leaves the run to the next one
+            self._release()
+            raise
+        if failure is None:
+            return session
+        self._release()
+        if not isinstance(failure, OSError):
+            raise failure
+        if is_writer():
+            notes.warn(
+                "inert", f"cannot be recorded ({failure}); training goes on and nothing is recorded"
+            )
+        return None
+
+    def _opened(
+        self, staging: Staging, notes: Notes, total_steps: int | None
+    ) -> tuple[Session | None, Exception | None]:
         stored, session = None, None
         failure: Exception | None = None
         if is_writer():
@@ -119,6 +139,7 @@ class Opening:
                     self._base.write(wanted=is_writer())
                 if self._lock is not None:
                     self._refuse_to_replace()
+                    refuse_other_adapter(self._plan.run, self._layers, self._start_step)
                     self._continue_run(notes)
                     session = Session(
                         self._plan.run,
@@ -132,17 +153,11 @@ class Opening:
             except Exception as error:
                 failure = error
             _, failure = self._together(None, failure)
-        if failure is None:
-            return session
+        return session, failure
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
-        if not isinstance(failure, OSError):
-            raise failure
-        if is_writer():
-            notes.warn(
-                "inert", f"cannot be recorded ({failure}); training goes on and nothing is recorded"
-            )
-        return None
 
     @property
     def method(self) -> str:
@@ -177,15 +192,22 @@ class Opening:
 
     def _refuse_beyond_budget(self, is_new: bool, total_steps: int | None) -> None:
         header = self._layout.header(id=self._base.id, step=0, base=self._base.id)
-        planned = None
-        if total_steps is not None:
-            planned = self._plan.schedule.count(self._start_step, total_steps)
         self._plan.budget.measure()
         self._plan.budget.refuse_beyond(
             self._base.nbytes if is_new else 0,
             self._layout.nbytes + len(header),
-            None if planned is None else planned + 2,  # the first and the last
+            None if total_steps is None else self._count(total_steps),
         )
+
+    def _count(self, total_steps: int) -> int | None:
+        """Return how many snapshots there will be, unless a function decides."""
+        schedule, start = self._plan.schedule, self._start_step
+        due = schedule.count(start, total_steps)
+        if due is None:
+            return None
+        first = start == 0 and any(layer.kind != "dense" for layer in self._layers)
+        last = total_steps > start and not schedule.due(total_steps)
+        return due + first + last
 
     def _continue_run(self, notes: Notes) -> None:
         run, plan = self._plan.run, self._plan

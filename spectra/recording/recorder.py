@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from spectra.recording.alerts import Alerts, Raised
 from spectra.recording.budget import Budget
 from spectra.recording.feed import DriftFeed
-from spectra.recording.gathering import agreed, is_sharded, is_writer, refuse_unsupported, settle
+from spectra.recording.gathering import (
+    agreed,
+    gathered,
+    is_sharded,
+    is_writer,
+    refuse_unsupported,
+    settle,
+)
 from spectra.recording.layers import find_layers
 from spectra.recording.live import LiveAnalysis
 from spectra.recording.opening import Opening, Plan
@@ -251,8 +258,8 @@ class Recorder:
                 f"step has no column for {', '.join(sorted(unknown))}; it has "
                 f"{', '.join(TRAINING_QUANTITIES)}."
             )
+        told = {name: _whole(value) for name, value in values.items() if value is not None}
         if self._session is not None:
-            told = {name: value for name, value in values.items() if value is not None}
             self._session.rows.tell(step, time.monotonic() - self._started, told)
 
     def news(self) -> list[tuple[int, dict[str, float], tuple[Raised, ...]]]:
@@ -372,3 +379,11 @@ class Recorder:
                 if raised.stop and self.stop_requested is None:
                     self.stop_requested = raised.message
                 self._notes.alert(step=raised.step, message=raised.message, stop=raised.stop)
+
+
+def _whole(value: float | Tensor) -> float | Tensor:
+    # FSDP2's gradient norm, for one, is in pieces; every process gathers it.
+    if not isinstance(value, Tensor) or not is_sharded(value):
+        return value
+    with gathered(value) as whole:
+        return whole

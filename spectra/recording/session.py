@@ -85,14 +85,15 @@ class Session:
 
     def close(self, **changes: Any) -> None:
         """Write what is left, and `changes` into ``run.json``; give the run free."""
-        if _UNDER_WAY.get(self._run.path.resolve()) is self:
-            del _UNDER_WAY[self._run.path.resolve()]
         self.notes.set(**changes)
+        # Who has no patience for this and interrupts it finds it done when the process ends.
         if not self._thread.stop(PATIENCE_SECONDS):
             self._warn_slow()
         elif self._failures:
             self._warn_unwritten()
         self._lock.release()
+        if _UNDER_WAY.get(self._run.path.resolve()) is self:
+            del _UNDER_WAY[self._run.path.resolve()]
 
     def _warn_slow(self) -> None:
         self.notes.warn(

@@ -46,7 +46,7 @@ class Notes:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._changes: dict[str, Any] = {}
-        self._missing: list[Missing] = []
+        self._missing: dict[int, str] = {}
         self._alerts: list[dict[str, Any]] = []
         self._more = 0
         self._warned: set[str] = set()
@@ -60,27 +60,23 @@ class Notes:
     def continue_from(self, missing: list[Missing], alerts: list[dict[str, Any]]) -> None:
         """Keep on the lists what an attempt before this one missed and was warned of."""
         with self._guard:
-            self._missing = list(missing)
+            self._missing = {entry["step"]: entry["reason"] for entry in missing}
             self._alerts = list(alerts)
 
     @property
     def missing(self) -> list[Missing]:
         """The steps whose snapshots could not be taken or written, with the reasons."""
         with self._guard:
-            return list(self._missing)
+            return self._listed()
 
     def miss(self, step: int, reason: str, cause: str) -> None:
         """Note that a step has no snapshot; the first one of each cause is warned of."""
         with self._guard:
-            if self._missing and self._missing[-1]["step"] == step:
-                return  # the last step, which was tried again
-            if len(self._missing) < _MOST_LISTED:
-                self._missing.append({"step": step, "reason": reason})
+            if len(self._missing) < _MOST_LISTED or step in self._missing:
+                self._missing[step] = reason
             else:
                 self._more += 1
-                last = f"{reason} (and {self._more} steps before, the last of them not listed)"
-                self._missing[-1] = {"step": step, "reason": last}
-            self._changes["missing"] = self._missing
+            self._changes["missing"] = None  # listed when it is written
         self.warn(
             cause,
             f"has no snapshot of step {step} ({reason}); training goes on. Others that are missing "
@@ -90,16 +86,15 @@ class Notes:
     def found(self, step: int) -> None:
         """Take back that a step is missing: the training's last one is tried again."""
         with self._guard:
-            if self._missing and self._missing[-1]["step"] == step:
-                self._missing.pop()
-                self._changes["missing"] = self._missing
+            if self._missing.pop(step, None) is not None:
+                self._changes["missing"] = None
 
     def alert(self, **entry: Any) -> None:
         """Note that an alert was raised."""
         with self._guard:
             if len(self._alerts) < _MOST_LISTED:
                 self._alerts.append(entry)
-                self._changes["alerts"] = self._alerts
+                self._changes["alerts"] = None
 
     def warn(self, cause: str, message: str) -> None:
         """Warn once of each cause."""
@@ -124,9 +119,9 @@ class Notes:
         """
         with self._guard:
             changes, self._changes = self._changes, {}
-            for name, listed in (("missing", self._missing), ("alerts", self._alerts)):
+            for name, listed in (("missing", self._listed()), ("alerts", list(self._alerts))):
                 if name in changes:
-                    changes[name] = list(listed)
+                    changes[name] = listed
         try:
             if changes:
                 self._run.update_settings(**changes)
@@ -134,6 +129,15 @@ class Notes:
             with self._guard:
                 self._changes = changes | self._changes
             raise
+
+    def _listed(self) -> list[Missing]:
+        # The thread finds out later than the training's side, which may have skipped others since.
+        listed: list[Missing] = [
+            {"step": step, "reason": self._missing[step]} for step in sorted(self._missing)
+        ]
+        if self._more:
+            listed[-1]["reason"] += f" (and {self._more} others are not listed)"
+        return listed
 
 
 class WritingThread:

@@ -214,7 +214,7 @@ def _last_shared(start_step: int) -> int:
 
 
 def _folder(run: Run, number: int) -> Path:
-    return run.path / EARLIER / f"attempt-{number}"
+    return run.earlier_path / f"attempt-{number}"
 
 
 def _snapshots(folder: Path) -> dict[int, Path]:

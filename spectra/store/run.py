@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectra.store.attempts import Attempt, earlier_attempts, restore_attempt
+from spectra.store.attempts import EARLIER, Attempt, earlier_attempts, restore_attempt
 from spectra.store.files import remove_leftovers, whole_file
 from spectra.store.locks import FileLock, is_locked
 from spectra.store.schema import DRIFT, SPECTRUM, TRAINING
@@ -61,6 +61,11 @@ class Run:
     def snapshots_path(self) -> Path:
         """Folder of what the hook wrote."""
         return self.path / "snapshots"
+
+    @property
+    def earlier_path(self) -> Path:
+        """Folder of what earlier attempts recorded of steps that were trained again."""
+        return self.path / EARLIER
 
     @property
     def checkpoints_path(self) -> Path:

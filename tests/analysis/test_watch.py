@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "_RETRY_SECONDS", 0.05)
 
 
-def follow(path: Path, **options: Any) -> Iterator[WatchedStep]:
+def follow(path: Path, **options: Any) -> Generator[WatchedStep, None, None]:
     options = {"interval": 0.02, "idle": LIVE_SECONDS / 60, "workers": 1} | options
     return watch(path, **options)
 
@@ -60,8 +60,8 @@ def base(tmp_path: Path) -> Path:
 
 def same_rows(left: pd.DataFrame, right: pd.DataFrame) -> None:
     """Equal but for what a run is called: other orders of work give other roundings."""
-    frames = [f.drop(columns=["run", "residual"], errors="ignore") for f in (left, right)]
-    pd.testing.assert_frame_equal(*frames, rtol=1e-9, atol=1e-12)
+    left, right = (f.drop(columns=["run", "residual"]) for f in (left, right))
+    pd.testing.assert_frame_equal(left, right, rtol=1e-9, atol=1e-12)
 
 
 # What is analysed.
@@ -544,8 +544,13 @@ def test_an_unchanged_folder_is_not_read_again(
     assert [e.state for e in folder.index().entries] == ["complete", "complete", "broken"]
     opened: list[str] = []
     real = Path.stat
+
+    def noted(path: Path, **options: Any) -> os.stat_result:
+        opened.append(str(path))
+        return real(path, **options)
+
     monkeypatch.setattr(os, "scandir", lambda path: opened.append(str(path)))
-    monkeypatch.setattr(Path, "stat", lambda p, **o: (opened.append(str(p)), real(p, **o))[1])
+    monkeypatch.setattr(Path, "stat", noted)
     index = folder.index()
     assert not folder.look()
     assert folder.index() is index
