@@ -98,14 +98,15 @@ def test_a_lock_is_intact_while_its_file_is_there(tmp_path: Path) -> None:
     lock.path.parent.mkdir()
     assert not lock.intact
     assert lock.acquire()
-    assert lock.intact
+    seen = [lock.intact]
     (tmp_path / "run").rename(tmp_path / "away")
-    assert not lock.intact
+    seen.append(lock.intact)
     (tmp_path / "away").rename(tmp_path / "run")
-    assert lock.intact
+    seen.append(lock.intact)
     lock.path.unlink()
-    assert not lock.intact
+    seen.append(lock.intact)
     lock.path.touch()  # another one's
-    assert not lock.intact
+    seen.append(lock.intact)
     lock.release()
-    assert not lock.intact
+    seen.append(lock.intact)
+    assert seen == [True, False, True, False, False, False]
