@@ -109,6 +109,8 @@ class Base:
             If they differ; all parts have been gathered all the same.
         """
         parts = [p for _, p in self._layout.parts if p.fixed or self._at_start]
+        # Other weights than those before explain other factors.
+        parts.sort(key=lambda part: part.name != "weight")
         differing: Part | None = None
         for part, present in zip(parts, on_cpu(parts, stored is not None), strict=True):
             if stored is None or differing is not None:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from spectra.recording.alerts import Alerts, Raised
-from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
 from spectra.recording.feed import DriftFeed
 from spectra.recording.gathering import agreed, is_sharded, is_writer, refuse_unsupported, settle
-from spectra.recording.layers import RecordedLayer, find_layers
+from spectra.recording.layers import find_layers
 from spectra.recording.live import LiveAnalysis
+from spectra.recording.opening import Opening, Plan
 from spectra.recording.session import PATIENCE_SECONDS, Session, interrupt
 from spectra.recording.snapshot_files import SnapshotLayout
 from spectra.recording.staging import Staging
 from spectra.recording.when import Every, Schedule
 from spectra.recording.writer import Missing, Notes, cause_of
-from spectra.store import TRAINING_QUANTITIES, Run, software_versions
-from spectra.store.attempts import begin_attempt
-from spectra.store.files import remove_leftovers
+from spectra.store import TRAINING_QUANTITIES, Run
 
 DEFAULT_MODULES = ("q_proj", "v_proj")
 DEFAULT_EVERY = 50
@@ -124,17 +121,21 @@ class Recorder:
         self.modules = tuple(modules)
         self.stop_requested: str | None = None
         self._schedule = Schedule(every)
-        self._budget = Budget(self.run, max_bytes)
+        self._plan = Plan(
+            self.run,
+            self.modules,
+            self._schedule,
+            Budget(self.run, max_bytes),
+            method,
+            base,
+            settings,
+            overwrite,
+        )
         self._alerts = Alerts(alerts)
-        self._method = method
-        self._base_name = base
-        self._settings = settings
-        self._overwrite = overwrite
         self._dtype = None if dtype is None else _DTYPES[dtype]
         self._analyze = analyze
         self._wait = wait
         self._model: nn.Module | None = None
-        self._layers: list[RecordedLayer] = []
         self._sharded = False
         self._staging: Staging | None = None
         self._session: Session | None = None
@@ -198,8 +199,12 @@ class Recorder:
         if is_writer() or self._sharded:
             layout = SnapshotLayout(layers, dtype=self._dtype)
             self._staging = Staging(layout.staging)
-            self._begin_run(model, layers, layout, start_step, total_steps)
-        self._model, self._layers = model, layers
+            opening = Opening(self._plan, model, layers, layout, start_step, self._sharded)
+            self._session = opening.session(self._staging, self._notes, total_steps)
+        self._model = model
+        if self._session is not None:
+            self._started -= self._session.rows.seconds
+            self._follow(sum(len(layer.matrices) for layer in layers))
         # Plain layers at step 0 are the base, which is stored already.
         if start_step == 0 and any(layer.kind != "dense" for layer in layers):
             self._record(0, PATIENCE_SECONDS)
@@ -270,7 +275,7 @@ class Recorder:
         self._detach(state="finished", last_step=self._last_step)
 
     def _detach(self, **changes: Any) -> None:
-        self._model, self._layers, self._staging = None, [], None
+        self._model = self._staging = None
         session, self._session = self._session, None
         live, self._live = self._live, None
         feed, self._feed = self._feed, None
@@ -306,7 +311,6 @@ class Recorder:
 
     def _record(self, step: int, patience: float = 0.0) -> None:
         """Copy what is due and have it written; or note why not."""
-        self._last_snapshot = step
         staging, session = self._staging, self._session
         slot = None
         if staging is not None and session is not None:
@@ -324,10 +328,12 @@ class Recorder:
         elif slot is None:
             return
         assert staging is not None
+        self._last_snapshot = step
         problem = staging.fill(slot)
         if slot is None or session is None:
             return
         if problem is None:
+            self._notes.found(step)
             session.write(step, slot)
         else:
             staging.give_back(slot)
@@ -345,6 +351,13 @@ class Recorder:
 
     # What was found
 
+    def _follow(self, matrices: int) -> None:
+        self._feed = DriftFeed(self.run, matrices, self._alerts)
+        self._feed.start()
+        if self._analyze:
+            self._live = LiveAnalysis(self.run)
+            self._unless_it_fails(self._live.start)
+
     def _look(self) -> None:
         if self._feed is not None:
             self._take(self._feed)
@@ -357,138 +370,3 @@ class Recorder:
                 if raised.stop and self.stop_requested is None:
                     self.stop_requested = raised.message
                 self._notes.alert(step=raised.step, message=raised.message, stop=raised.stop)
-
-    # The run
-
-    def _begin_run(
-        self,
-        model: nn.Module,
-        layers: list[RecordedLayer],
-        layout: SnapshotLayout,
-        start_step: int,
-        total_steps: int | None,
-    ) -> None:
-        """Make or continue the run; with sharded weights every process takes part.
-
-        What rank 0 finds wrong is raised by all; what the disk refuses leaves the training alone.
-        """
-        base = Base(self.run, layers, start_step)
-        lock = None
-        failure: Exception | None = None
-        stored = None
-        if is_writer():
-            try:
-                lock = self.run.take_lock("recording")
-                stored = base.stored()
-                if stored is None:
-                    self._refuse_to_replace(start_step, layers)
-                size = layout.nbytes + len(layout.header(id=base.id, step=0, base=base.id))
-                planned = None
-                if total_steps is not None:
-                    planned = self._schedule.count(start_step, total_steps)
-                count = None if planned is None else planned + 2  # the first and the last
-                self._budget.measure()
-                self._budget.refuse_beyond(0 if stored else base.nbytes, size, count)
-            except Exception as error:
-                failure = error
-        continues, failure = self._together((stored is not None, failure))
-        if failure is None:
-            try:
-                settle(model)
-                if continues:
-                    base.compare(stored)
-                else:
-                    base.write(wanted=is_writer())
-                if lock is not None:
-                    self._refuse_to_replace(start_step, layers)
-                    self._open(model, layers, layout, base, start_step, lock)
-            except Exception as error:
-                failure = error
-            _, failure = self._together((None, failure))
-        if failure is None:
-            return
-        if lock is not None and self._session is None:
-            lock.release()
-        if not isinstance(failure, OSError):
-            raise failure
-        if is_writer():
-            self._notes.warn(
-                "inert", f"cannot be recorded ({failure}); training goes on and nothing is recorded"
-            )
-
-    def _together(self, found: tuple[Any, Exception | None]) -> tuple[Any, Exception | None]:
-        """Return what rank 0 found, on every process that takes part."""
-        return agreed(found) if self._sharded else found
-
-    def _open(
-        self,
-        model: nn.Module,
-        layers: list[RecordedLayer],
-        layout: SnapshotLayout,
-        base: Base,
-        start_step: int,
-        lock: Any,
-    ) -> None:
-        assert self._staging is not None
-        self.run.remove_leftovers()
-        # With the lock in hand, no unfinished snapshot has a writer any more; an analysis may be
-        # at work in the other folders.
-        remove_leftovers(self.run.snapshots_path, older_than=time.time())
-        changes = begin_attempt(
-            self.run,
-            start_step,
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=software_versions(),
-        )
-        changes |= {
-            "method": self._name_of(layers),
-            "modules": list(self.modules),
-            "every": self._schedule.description,
-            "state": "running",
-            "base": {
-                "name": self._base_name or _model_name(model),
-                "dtype": base.dtype,
-                "weights": str(base.path.relative_to(self.run.path)),
-            },
-        }
-        if self._settings is not None:
-            changes["settings"] = self._settings
-        self.run.update_settings(**changes)
-        self._budget.measure()
-        self._notes.continue_from(changes.get("missing", []), changes.get("alerts", []))
-        self._session = Session(
-            self.run, lock, layout, self._staging, base.id, self._budget, self._notes
-        )
-        self._started -= self._session.rows.seconds
-        self._feed = DriftFeed(self.run, sum(len(e.matrices) for e in layers), self._alerts)
-        self._feed.start()
-        if self._analyze:
-            self._live = LiveAnalysis(self.run)
-            self._unless_it_fails(self._live.start)
-
-    def _refuse_to_replace(self, start_step: int, layers: Sequence[RecordedLayer]) -> None:
-        if not self.run.exists():
-            return
-        stored, method = self.run.read_settings(), self._name_of(layers)
-        if start_step > 0 and (before := stored.get("method", method)) != method:
-            raise ValueError(
-                f"{self.run.path} was begun with the method {before}, now it is {method}. Record "
-                "into a new run."
-            )
-        last = stored.get("last_step") or 0
-        if not self._overwrite and stored.get("state") == "finished" and last > start_step:
-            raise ValueError(
-                f"{self.run.path} is a finished run of {last} steps, and recording from step "
-                f"{start_step} would replace them. Choose another folder, or pass overwrite=True."
-            )
-
-    def _name_of(self, layers: Sequence[RecordedLayer]) -> str:
-        if self._method is not None:
-            return self._method
-        methods = {layer.method for layer in layers}
-        return "+".join(sorted(methods - {"full-ft"})) or "full-ft"
-
-
-def _model_name(model: nn.Module) -> str:
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
-    return str(name) or type(model).__name__

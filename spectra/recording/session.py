@@ -69,7 +69,7 @@ class Session:
         self._staging = staging
         self._base_id = base_id
         self._budget = budget
-        self._failures: list[Exception] = []
+        self._failures: list[tuple[str, str]] = []
         self._thread = WritingThread(self._tidy)
         self._thread.start()
         _UNDER_WAY[run.path.resolve()] = self
@@ -100,10 +100,8 @@ class Session:
         )
 
     def _warn_unwritten(self) -> None:
-        error = self._failures[-1]
-        self.notes.warn(
-            cause_of(error), f"cannot be written ({error}): curve and run.json stay behind"
-        )
+        cause, reason = self._failures[-1]
+        self.notes.warn(cause, f"cannot be written ({reason}): curve and run.json stay behind")
 
     def _write(self, step: int, slot: Slot) -> None:
         try:
@@ -141,7 +139,8 @@ class Session:
             self.notes.write()
             self._failures = []
         except Exception as error:
-            self._failures.append(error)
+            # Not the error itself, which would keep alive what it passed through.
+            self._failures.append((cause_of(error), str(error)))
             if len(self._failures) >= _PATIENT_FAILURES:
                 self._warn_unwritten()
 

@@ -72,6 +72,8 @@ class Notes:
     def miss(self, step: int, reason: str, cause: str) -> None:
         """Note that a step has no snapshot; the first one of each cause is warned of."""
         with self._guard:
+            if self._missing and self._missing[-1]["step"] == step:
+                return  # the last step, which was tried again
             if len(self._missing) < _MOST_LISTED:
                 self._missing.append({"step": step, "reason": reason})
             else:
@@ -84,6 +86,13 @@ class Notes:
             f"has no snapshot of step {step} ({reason}); training goes on. Others that are missing "
             'for the same reason are listed in run.json under "missing"',
         )
+
+    def found(self, step: int) -> None:
+        """Take back that a step is missing: the training's last one is tried again."""
+        with self._guard:
+            if self._missing and self._missing[-1]["step"] == step:
+                self._missing.pop()
+                self._changes["missing"] = self._missing
 
     def alert(self, **entry: Any) -> None:
         """Note that an alert was raised."""

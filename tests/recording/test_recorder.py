@@ -106,6 +106,7 @@ def test_a_last_step_that_was_due_is_recorded_once(kind: str, tmp_path: Path) ->
     with Recorder(tmp_path, every=EVERY).attach(model) as recorder:
         for step, loss in train_steps(model, 1, 2 * EVERY):
             recorder.step(step, loss=loss)
+        recorder.flush()
         written = [c.fingerprint for c in find_checkpoints(tmp_path)]
     assert list(series(tmp_path)) == DUE[kind][:-1]
     assert [c.fingerprint for c in find_checkpoints(tmp_path)] == written
