@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from spectra.analysis.base_cache import BaseCache
 from spectra.cli import main
 from spectra.linalg import decompose
+from spectra.store import Run
 from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
 COMMANDS = ("demo", "train", "index", "analyze", "watch", "plot", "dashboard", "report", "cache")
@@ -380,3 +382,46 @@ def test_the_command_is_installed() -> None:
     command = [str(Path(sys.executable).with_name("spectra")), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "COMMAND" in result.stdout
+
+
+def test_watch_tells_of_each_step_and_ends_when_all_is_recorded(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["watch", str(runs / "runs" / "lora"), "--out", str(tmp_path / "run")]
+    assert main([*command, "--until-finished"]) == 0
+    *steps, last = capsys.readouterr().out.splitlines()
+    assert [line.partition(" rows")[0] for line in steps] == [
+        f"run: step {step}, 4" for step in (0, 2, 4)
+    ]
+    assert last == "Analysed 3 steps: 12 rows."
+    assert main([*command, "--idle", "0.001"]) == 0
+    assert capsys.readouterr().out == "Analysed 0 steps: 0 rows.\n"
+
+
+def test_ctrl_c_ends_watching_with_status_0(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "spectra", "watch", str(out), "--base", str(base)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run"), "--background"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stderr.readline() == f"Waiting for checkpoints in {out}.\n"
+    tiny_model_folder(out / "checkpoint-3", seed=1)
+    assert process.stdout.readline().startswith("run: step 0, 4 rows in ")
+    assert process.stdout.readline().startswith("run: step 3, 4 rows in ")
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, rest) == (0, "\nAnalysed 2 steps: 8 rows.\n")
+    assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
+    assert set(Run(tmp_path / "run").read_drift()["step"]) == {0, 3}
+
+
+@pytest.mark.parametrize("option", ["--interval=0", "--idle=-1", "--idle=inf", "--workers=0"])
+def test_watch_refuses_what_makes_no_sense(option: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["watch", "somewhere", option])
+    assert stop.value.code == 2

@@ -187,21 +187,20 @@ class _Watch:
 
     def look(self) -> bool:
         """Offer to each training what there is; return whether there is something new."""
-        changed = False
+        news = False
         if self.options.base is not None:
-            changed = self._folder.look()
-            self._look_at_others(changed)
+            news = self._look_at_others(self._folder.look())
         elif was_recorded(own := Run(self.location)):
-            changed = self._look_at_run(own)
+            news = self._look_at_run(own)
         elif not own.is_locked("recording"):  # else its base is not there yet
             changed = self._folder.look()
             if runs := self._folder.runs():
-                changed = any([changed, *map(self._look_at_run, runs)])
+                news = any([self._look_at_run(run) for run in runs])
             else:
-                self._look_at_others(changed)
+                news = self._look_at_others(changed)
         if not self.trainings:
             self._tell("nothing", f"Waiting for checkpoints in {self.location}.", logging.INFO)
-        return changed
+        return news
 
     def next_step(self) -> WatchedStep | None:
         """Compute the next step of a training, each in its turn."""
@@ -260,27 +259,26 @@ class _Watch:
 
     # Checkpoints of other trainers.
 
-    def _look_at_others(self, changed: bool) -> None:
+    def _look_at_others(self, changed: bool) -> bool:
         if not changed and not self._is_unsettled:
-            return
+            return False
         self._is_unsettled = False
         series = self._folder.index().series if self.location.is_dir() else ()
         # A model of which nothing says the step may be a base, or the end of something.
         lone = [s for s in series if not _is_training(s)]
         self._beside = [entry.path for s in lone for entry in s.entries]
-        for one in series:
-            if _is_training(one):
-                self._look_at(one)
+        return any([self._look_at(one) for one in series if _is_training(one)])
 
-    def _look_at(self, series: Series) -> None:
+    def _look_at(self, series: Series) -> bool:
         if series.problem:
             self._tell(series.problem, series.problem)
-            return
+            return False
         arrivals = []
+        news = False
         for entry in series.entries:
             arrival = Arrival(entry.candidate, entry.step_or_lone, stamps_of(entry.candidate))
             if not self._folder.is_quiet(arrival):
-                self._is_unsettled = True
+                self._is_unsettled = news = True
             elif entry.state == "complete":
                 arrivals.append(arrival)
             else:
@@ -288,9 +286,9 @@ class _Watch:
         key = (series.name, series.method, series.base)
         if key not in self.trainings:
             if not arrivals:
-                return
+                return news
             self.trainings[key] = self._training_of(series)
-        self.trainings[key].offer(arrivals)
+        return self.trainings[key].offer(arrivals) or news
 
     def _training_of(self, series: Series) -> Training:
         options = self.options

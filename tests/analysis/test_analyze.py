@@ -353,6 +353,86 @@ def test_a_checkpoint_that_breaks_while_it_is_read_costs_its_own_rows(
     assert len(Run(tmp_path / "r" / "b").drift.read()) == 8
 
 
+@pytest.mark.parametrize("damage", ["header", "no adapter that is read"])
+def test_a_checkpoint_that_cannot_be_opened_costs_its_own_rows(
+    tmp_path: Path,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    for place in ("a/checkpoint-5", "a/checkpoint-7", "b/checkpoint-5"):
+        tiny_model_folder(tmp_path / "all" / place, seed=1)
+    broken = tmp_path / "all" / "a" / "checkpoint-7"
+    if damage == "header":
+        (broken / "model.safetensors").write_bytes(b"\xff" * 1000)
+    else:
+        (broken / "model.safetensors").rename(broken / "adapter_model.safetensors")
+        (broken / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+    command = ["analyze", str(tmp_path / "all"), "--base", str(base), "--out", str(tmp_path / "r")]
+    assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"spectra: {broken}")
+    steps = {run: set(Run(tmp_path / "r" / run).drift.read()["step"]) for run in ("a", "b")}
+    assert steps == {"a": {0, 5}, "b": {0, 5}}
+    assert main([*command, "--dry-run"]) == 0  # nothing is left to do but what is told
+    assert f"Left out: {broken}" in caplog.text
+
+
+def test_a_broken_snapshot_costs_its_own_rows(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        record(tmp_path / name, "lora")
+    rows = analyze(tmp_path)
+    file = tmp_path / "a" / "snapshots" / "step-00000002.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    for part in Run(tmp_path / "b").drift.parts():
+        part.unlink()
+    with pytest.raises(CheckpointError, match=f"^{file} is shorter than it says"):
+        analyze(tmp_path)
+    # Those of the broken one were computed when it was whole.
+    pd.testing.assert_frame_equal(
+        spectra.store.read_runs(spectra.find_runs(tmp_path), "drift"), rows
+    )
+
+
+def test_a_model_that_may_be_the_base_must_be_whole(tmp_path: Path) -> None:
+    """Else the only other model beside the adapters would be taken for it."""
+    train_adapters(tmp_path / "all", "")
+    tiny_model_folder(tmp_path / "all" / "merged")
+    base = tiny_model_folder(tmp_path / "all" / "start")
+    (base / "model.safetensors").write_bytes(b"\xff" * 1000)
+    with pytest.raises(CheckpointError, match="start/model.safetensors is not a whole"):
+        analyze(tmp_path / "all", out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_of_another_architecture_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    trained = tiny_model_folder(tmp_path / "out" / "checkpoint-1", seed=1)
+    analyze(tmp_path / "out", base=base, out=tmp_path / "same")
+    assert not caplog.records
+    config = base / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"mistral"'))
+    analyze(tmp_path / "out", base=base, out=tmp_path / "other")
+    said = f"{trained} is a llama model, its base {base} a mistral: they may not belong together"
+    assert caplog.text.count(said) == 1
+
+
+def test_rows_of_checkpoints_that_their_trainer_deleted_stay(tmp_path: Path) -> None:
+    base = tiny_model_folder(tmp_path / "base")
+    for step in (5, 10):
+        tiny_model_folder(tmp_path / "out" / f"checkpoint-{step}", seed=step)
+    rows = analyze(tmp_path / "out", base=base, out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-5")
+    tiny_model_folder(tmp_path / "out" / "checkpoint-15", seed=15)
+    more = analyze(tmp_path / "out", base=base, out=tmp_path / "run")
+    assert set(more["step"]) == {0, 5, 10, 15}
+    kept = more[more["step"] < 15].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, rows)
+
+
 def test_a_growing_checkpoint_waits_for_the_next_analysis(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
