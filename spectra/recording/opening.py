@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ class Opening:
 
     def _together(self, found: Any, failure: Exception | None) -> tuple[Any, Exception | None]:
         """Return what rank 0 found, on every process that takes part."""
-        return agreed((found, failure)) if self._sharded else (found, failure)
+        return agreed((found, _portable(failure))) if self._sharded else (found, failure)
 
     def _refuse_to_replace(self) -> None:
         run = self._plan.run
@@ -237,6 +238,15 @@ class Opening:
         run.update_settings(**changes)
         plan.budget.measure()
         notes.continue_from(changes.get("missing", []), changes.get("alerts", []))
+
+
+def _portable(failure: Exception | None) -> Exception | None:
+    """Return an error that other processes can be given: they wait for one."""
+    try:
+        pickle.loads(pickle.dumps(failure))
+        return failure
+    except Exception:
+        return RuntimeError(f"{type(failure).__name__}: {failure}")
 
 
 def _model_name(model: nn.Module) -> str:

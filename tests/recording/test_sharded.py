@@ -323,6 +323,26 @@ def _disk_is_full(folder: str) -> None:
     record("lora", "fsdp", folder)
 
 
+class _Unpicklable(Exception):
+    def __init__(self, one: object, two: object) -> None:
+        super().__init__("a lock that cannot travel")
+
+
+def _fails_unpicklably(folder: str) -> None:
+    def fail(*_: object) -> None:
+        raise _Unpicklable(1, 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spectra.recording.opening.Base.stored", fail)
+        with pytest.raises(RuntimeError, match="_Unpicklable: a lock that cannot travel"):
+            record("lora", "fsdp", folder)
+    dist.barrier()
+
+
+def test_an_error_that_cannot_travel_is_told_on_every_rank(ranks: Ranks, tmp_path: Path) -> None:
+    ranks(_fails_unpicklably, tmp_path)
+
+
 def test_a_run_that_cannot_begin_begins_on_no_rank(ranks: Ranks, tmp_path: Path) -> None:
     ranks(_disk_is_full, tmp_path)
     assert list(series(tmp_path)) == DUE["lora"]
