@@ -16,6 +16,8 @@ from dashboard_runs import RunEntry, list_runs, root_folder
 from spectra import figures
 
 _REFRESH_SECONDS = 5
+# Where nothing grows, a run may still begin.
+_IDLE_SECONDS = 30
 _STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
 
 
@@ -160,11 +162,11 @@ def range_words(option: str, chosen: range, values: Sequence[int]) -> list[str]:
 
 
 def _watch(entries: list[RunEntry]) -> None:
-    """Draw the page again when a file of a run changes, while any run is growing."""
+    """Draw the page again when a run appears or a file of one changes."""
     root = root_folder()
     growing = any(entry.state == "growing" for entry in entries)
 
-    @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else None)
+    @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else _IDLE_SECONDS)
     def look() -> None:
         try:
             now = list_runs(root) if root else []

@@ -224,9 +224,13 @@ def wait_for(condition: Any) -> None:
 
 
 def test_a_checkpoint_in_the_writing_is_awaited(
-    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    base: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its file grows, then has its size before its content: nothing is read of either."""
+    monkeypatch.setattr(arrivals, "_QUIET_SECONDS", 2.0)  # far above a write's 0.04
     whole = save(tmp_path / "whole", seed=1)
     content = (whole / "model.safetensors").read_bytes()
     out = tmp_path / "out" / "checkpoint-5"

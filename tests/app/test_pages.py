@@ -129,6 +129,12 @@ def test_a_growing_run_is_called_so_and_its_new_steps_appear(tmp_path):
     assert set(test.dataframe[0].value["step"]) == {30}
 
 
+def test_a_run_that_is_watched_is_growing_between_its_steps(tmp_path):
+    run = write_run(tmp_path, "a", finished=True, steps=(10, 20))
+    with run.lock("analysis"):
+        assert "a: sorsa, ● growing" in said(open_page(tmp_path))
+
+
 def test_an_interrupted_run_is_called_so(tmp_path):
     write_run(tmp_path, "a", finished=False)
 
