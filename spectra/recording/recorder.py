@@ -124,7 +124,8 @@ class Recorder:
             raise ValueError(f"dtype must be None or one of {', '.join(_DTYPES)}, got {dtype!r}.")
         if analyze not in (None, "live"):
             raise ValueError(f'analyze must be None or "live", got {analyze!r}.')
-        self.run = Run(run)
+        # A training may go to another folder later, and the thread writes later still.
+        self.run = Run(Path(run).absolute())
         self.modules = tuple(modules)
         self.stop_requested: str | None = None
         self._schedule = Schedule(every)
