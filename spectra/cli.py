@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed with one line on stderr. Wrong usage exits with 2.
     """
-    from checkpoints_index import CheckpointError, printable
+    from checkpoints_index import CheckpointError, bytes_read, printable
 
     options = _parser().parse_args(arguments)
+    options.bytes_before = bytes_read()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -98,18 +99,18 @@ def _index(options: argparse.Namespace) -> None:
         print(json.dumps(as_objects(index), indent=2))
         for note in index.notes:
             print(printable(note), file=sys.stderr)
-        _tell_bytes_read(sys.stderr)
+        _tell_bytes_read(options, sys.stderr)
         return
     for line in as_table(index):
         print(line)
-    _tell_bytes_read(sys.stdout)
+    _tell_bytes_read(options, sys.stdout)
 
 
-def _tell_bytes_read(where: TextIO) -> None:
+def _tell_bytes_read(options: argparse.Namespace, where: TextIO) -> None:
     from checkpoints_index import bytes_read
     from spectra.listing import in_units
 
-    if read := bytes_read():
+    if read := bytes_read() - options.bytes_before:
         print(f"Read {read:,} bytes of remote files ({in_units(read)}).", file=where)
 
 
@@ -118,7 +119,7 @@ def _analyze(options: argparse.Namespace) -> None:
 
     if options.dry_run:
         print(estimate(options.paths, **_chosen(options)))
-        _tell_bytes_read(sys.stdout)
+        _tell_bytes_read(options, sys.stdout)
         return
     drift = analyze(
         options.paths,
@@ -134,7 +135,7 @@ def _analyze(options: argparse.Namespace) -> None:
     )
     if failed:
         print(f"{failed} of them could not be decomposed; they are marked solver = none.")
-    _tell_bytes_read(sys.stdout)
+    _tell_bytes_read(options, sys.stdout)
 
 
 def _watch(options: argparse.Namespace) -> None:
