@@ -103,7 +103,8 @@ def compare(loop: str, every: int, options: argparse.Namespace) -> None:
         for block in range(blocks):
             for side in (off, on) if block % 2 == 0 else (on, off):
                 side.go_on(BLOCK)
-        threads = (_thread_seconds() - before) / (blocks * BLOCK)
+        after = _thread_seconds()
+        threads = sum(s - before.get(t, 0.0) for t, s in after.items()) / (blocks * BLOCK)
         milliseconds = sorted(1e3 * s for s in spent) or [0.0]
         for side in (off, on):
             side.end()
@@ -345,13 +346,13 @@ def _timed_steps(recorder: Recorder | None) -> list[float]:
     return spent
 
 
-def _thread_seconds() -> float:
-    """Processor time that the hook's own threads have taken."""
-    return sum(
-        time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+def _thread_seconds() -> dict[int, float]:
+    """Processor time that each of the hook's own threads has taken."""
+    return {
+        thread.ident: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
         for thread in threading.enumerate()
         if thread.name.startswith("spectra-") and thread.ident is not None
-    )
+    }
 
 
 def _more(ratios: Sequence[float]) -> str:
