@@ -139,23 +139,22 @@ def _analyze(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> None:
-    if options.background:
-        from spectra.background import go_to_background
-
-        go_to_background()
-    from spectra.analysis import watch
-
-    steps = watch(
-        options.path,
-        **_chosen(options),
-        workers=1 if options.background else options.workers,
-        interval=options.interval,
-        idle=options.idle,
-        until_finished=options.until_finished,
-    )
     rows = count = 0
     try:
-        for done in steps:
+        if options.background:
+            from spectra.background import go_to_background
+
+            go_to_background()
+        from spectra.analysis import watch
+
+        for done in watch(
+            options.path,
+            **_chosen(options),
+            workers=1 if options.background else options.workers,
+            interval=options.interval,
+            idle=options.idle,
+            until_finished=options.until_finished,
+        ):
             count, rows = count + 1, rows + done.rows
             print(
                 f"{done.run.name}: step {done.step}, {done.rows} rows in {done.seconds:.1f} s",

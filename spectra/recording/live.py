@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from spectra.store import Run
@@ -22,6 +23,9 @@ _DISTRIBUTED_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "OMPI_", "PMI_
 _SINGLE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # The end of a log is enough to find its last line in.
 _LOG_TAIL = 16 * 1024
+_POLL_SECONDS = 0.5
+# A step that takes long is written in parts, one a minute.
+_PATIENCE_SECONDS = 600.0
 
 # Processes that outlive whoever started them; kept, so that their ends are noticed.
 _started: list[subprocess.Popen[bytes]] = []
@@ -82,16 +86,38 @@ class LiveAnalysis:
             return f"The live analysis was ended by {name}."
         return f"The live analysis failed: {self._last_line() or f'status {code}'}"
 
-    def finish(self, wait: bool) -> None:
+    def finish(self, wait: bool) -> bool:
         """Wait until everything recorded has its rows, or let the process do so by itself.
 
         Parameters
         ----------
         wait : bool
             The recording must be over: its lock released, or the run marked finished.
+
+        Returns
+        -------
+        bool
+            False where the process was given up, because for ten minutes no row was written:
+            another analysis may hold the run's lock, or its base be unreadable.
         """
-        if wait and self._process is not None:
-            self._process.wait()
+        if not wait or self._process is None:
+            return True
+        seen, since = self._written(), time.monotonic()
+        while time.monotonic() - since < _PATIENCE_SECONDS:
+            try:
+                self._process.wait(_POLL_SECONDS)
+                return True
+            except subprocess.TimeoutExpired:
+                if (now := self._written()) != seen:
+                    seen, since = now, time.monotonic()
+        return False
+
+    def _written(self) -> float:
+        """Return when a row was last written."""
+        try:
+            return (self._folder / "drift").stat().st_mtime
+        except OSError:
+            return 0.0
 
     def _last_line(self) -> str:
         try:

@@ -289,16 +289,21 @@ class Recorder:
         session, self._session = self._session, None
         live, self._live = self._live, None
         feed, self._feed = self._feed, None
-        if session is None or feed is None:
+        if session is None:
             return
         waits = live is not None and self._wait and bool(changes)
-        if not waits:
+        if feed is not None and not waits:
             feed.stop()
             self._take(feed)
         session.close(**changes)
-        if live is not None and waits:
+        if feed is not None and live is not None and waits:
             # Nobody records the run any more, so it ends when all has been analysed.
-            live.finish(wait=True)
+            if not live.finish(wait=True):
+                self._notes.warn(
+                    "live",
+                    f"is not analysed to its end; {live.log_path} says why. Run `spectra "
+                    f"analyze {self.run.path}`",
+                )
             feed.stop()
             self._take(feed)
             self._unless_it_fails(self._notes.write)
@@ -363,7 +368,7 @@ class Recorder:
 
     def _follow(self, matrices: int) -> None:
         self._feed = DriftFeed(self.run, matrices, self._alerts)
-        self._feed.start()
+        self._unless_it_fails(self._feed.start)
         if self._analyze:
             self._live = LiveAnalysis(self.run)
             self._unless_it_fails(self._live.start)

@@ -123,7 +123,7 @@ def restore_attempt(run: Run, number: int, out: Path) -> Run:
         rows.append(frame[frame["step"] <= shared])
         for name in _OF_STEPS:
             noted[name] += [e for e in notes.get(name, []) if e["step"] <= shared]
-        if n <= len(attempts):
+        if n < len(attempts):
             shared = min(shared, _end(run, attempts, n))
     entry = attempts[number - 1]
     settings |= {name: sorted(noted[name], key=lambda e: e["step"]) for name in _OF_STEPS} | {

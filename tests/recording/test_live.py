@@ -195,3 +195,19 @@ def test_why_it_died_is_told(run: Run) -> None:
         problem = str(live.problem())
         assert problem.startswith(f"The live analysis failed: spectra: {part} is not a readable")
     live.finish(wait=True)
+
+
+def test_the_end_does_not_wait_for_an_analysis_that_gets_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spectra.recording.live._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("spectra.recording.live._POLL_SECONDS", 0.05)
+    live = LiveAnalysis(Run(tmp_path))
+    # It stands for one that waits for a lock which is never given back.
+    live._process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert not live.finish(wait=True)
+        assert live.finish(wait=False)
+    finally:
+        live._process.communicate(b"\n", timeout=30)
+    assert live.finish(wait=True)
