@@ -409,12 +409,16 @@ def test_ctrl_c_ends_watching_with_status_0(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stdout is not None and process.stderr is not None
-    assert process.stderr.readline() == f"Waiting for checkpoints in {out}.\n"
-    tiny_model_folder(out / "checkpoint-3", seed=1)
-    assert process.stdout.readline().startswith("run: step 0, 4 rows in ")
-    assert process.stdout.readline().startswith("run: step 3, 4 rows in ")
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    try:
+        assert process.stderr.readline() == f"Waiting for checkpoints in {out}.\n"
+        tiny_model_folder(out / "checkpoint-3", seed=1)
+        assert process.stdout.readline().startswith("run: step 0, 4 rows in ")
+        assert process.stdout.readline().startswith("run: step 3, 4 rows in ")
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, rest) == (0, "\nAnalysed 2 steps: 8 rows.\n")
     assert "Traceback" not in errors and "KeyboardInterrupt" not in errors
     assert set(Run(tmp_path / "run").read_drift()["step"]) == {0, 3}

@@ -109,9 +109,13 @@ def test_it_gives_way_to_the_training(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 def group_of(process: int) -> int | None:
-    """The priority of a process's whole session, where the kernel has such a thing."""
+    """The priority of a process's whole session, where the kernel divides by sessions.
+
+    The file is empty for a process of the root group, as one that init started without a session.
+    """
     file = Path(f"/proc/{process}/autogroup")
-    return int(file.read_text().split()[-1]) if file.exists() else None
+    words = file.read_text().split() if file.exists() else []
+    return int(words[-1]) if words else None
 
 
 def test_what_shares_a_session_with_a_training_leaves_the_session_alone() -> None:
