@@ -31,6 +31,13 @@ def dtype_for_text() -> torch.dtype:
     return torch.bfloat16 if modern else torch.float32
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """Return one of `DTYPES`; raises ValueError for another name."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+    return DTYPES[name]
+
+
 def is_adapter(path: Path | str) -> bool:
     """Whether a folder holds a PEFT adapter."""
     return (Path(path) / _ADAPTER).is_file()

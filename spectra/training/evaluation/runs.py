@@ -18,9 +18,10 @@ from spectra.store import Run
 from spectra.training.data import read_pairs
 from spectra.training.evaluation import gsm8k as problems_solved
 from spectra.training.evaluation import perplexity as likelihood
+from spectra.training.evaluation.lm_eval import lm_eval
 from spectra.training.evaluation.models import (
-    DTYPES,
     dtype_for_text,
+    dtype_named,
     fingerprint,
     load_model,
     load_tokenizer,
@@ -30,12 +31,10 @@ from spectra.training.evaluation.recorded_weights import (
     recorded_states,
     why_final_only,
 )
-from spectra.training.evaluation.texts import read_held_out, read_other_text
+from spectra.training.evaluation.texts import DEFAULT_LENGTH, READERS
 from spectra.training.trainer import FINAL
 
-_READERS = {"perplexity": read_held_out, "perplexity_other": read_other_text}
 _OPTIONS = {"perplexity": "held_out", "perplexity_other": "other_text"}
-_DEFAULT_LENGTH = 512
 
 
 class RunModels:
@@ -176,11 +175,11 @@ def evaluate_perplexity(
                 "and answers), --other-text FILE (.txt or .jsonl), or both."
             )
         models = RunModels(run, base, say)
-        length = max_length or trained.get("max_length") or _DEFAULT_LENGTH
-        examples = {c: _READERS[c](f, models.tokenizer, length) for c, f in files.items()}
+        length = max_length or trained.get("max_length") or DEFAULT_LENGTH
+        examples = {c: READERS[c](f, models.tokenizer, length) for c, f in files.items()}
         before = settings.get("evaluation", {})
         named = dtype or next((before[c]["dtype"] for c in files if c in before), "float32")
-        chosen = _dtype(named)
+        chosen = dtype_named(named)
         told = {c: likelihood.identity(e, chosen) for c, e in examples.items()}
         done = _begin(run, told, again)
         todo = {s: [c for c in files if s not in done[c]] for s in models.steps}
@@ -248,7 +247,7 @@ def evaluate_gsm8k(
         As of `evaluate_perplexity`; also for a step that is not recorded.
     """
     problems = read_pairs(data, limit)
-    chosen = _dtype(dtype) if dtype else dtype_for_text()
+    chosen = dtype_named(dtype) if dtype else dtype_for_text()
     scores = {}
     with _held(run):
         models = RunModels(run, base, say)
@@ -277,6 +276,55 @@ def evaluate_gsm8k(
                 )
                 run.update_training(step, gsm8k=scores[step].share)
     return scores
+
+
+def evaluate_lm_eval(
+    run: Run,
+    task: str,
+    *,
+    steps: str | Sequence[int] = "last",
+    base: Path | str | None = None,
+    dtype: str | None = None,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> dict[int, dict[str, dict[str, float | str]]]:
+    """Evaluate a run's model at some steps on a task of lm-eval's.
+
+    What lm-eval gives is kept in ``RUN/evaluation/lm-eval-TASK-step-N.json``.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    task : str
+        lm-eval's name for it.
+    steps, base, dtype, say
+        As of `evaluate_gsm8k`.
+    **options
+        As of `spectra.training.evaluation.lm_eval.lm_eval`.
+
+    Returns
+    -------
+    dict of int to dict
+        lm-eval's results, by step.
+
+    Raises
+    ------
+    ModuleNotFoundError, ValueError, RuntimeError
+        As of `evaluate_gsm8k` and `lm_eval`.
+    """
+    results = {}
+    with _held(run):
+        models = RunModels(run, base, say)
+        for step in choose_steps(models.steps, steps):
+            results[step] = lm_eval(
+                models.at(step, dtype_named(dtype) if dtype else dtype_for_text()),
+                models.tokenizer,
+                task,
+                out=run.path / "evaluation" / f"lm-eval-{task}-step-{step}.json",
+                **options,
+            )
+    return results
 
 
 def choose_steps(recorded: Sequence[int], wanted: str | Sequence[int]) -> list[int]:
@@ -343,12 +391,6 @@ def _held(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
-    return DTYPES[name]
 
 
 def _listed(identity: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from spectra.training.data import read_pairs, tokenize
 
 TEXT_COLUMN = "text"
+DEFAULT_LENGTH = 512
+"""Tokens of an example where nothing says how many the training's had: Table 2's."""
 
 
 def read_held_out(
@@ -67,6 +69,10 @@ def read_other_text(
     if not examples:
         raise ValueError(f"{path} has no text of two tokens or more, so there is nothing to count.")
     return examples
+
+
+READERS = {"perplexity": read_held_out, "perplexity_other": read_other_text}
+"""What reads the files of each column of a run."""
 
 
 def windows(tokens: list[int], max_length: int) -> list[dict[str, Any]]:
