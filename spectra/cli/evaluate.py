@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
         "perplexity and accuracy of a run's recorded steps, or of a model's or adapter's folder",
         "spectra evaluate runs/sorsa --task gsm8k --data gsm8k/test.jsonl --steps all",
     )
-    command.add_argument("run", help="a run; or a model (folder or hub id) or an adapter's folder")
+    command.add_argument(
+        "path", metavar="RUN", help="a run; or a model (folder or hub id) or an adapter's folder"
+    )
     command.add_argument(
         "--task",
         required=True,
@@ -70,7 +72,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     quiet_transformers()
     from spectra.store import Run
 
-    run = Run(options.run)
+    run = Run(options.path)
     chosen: dict[str, Any] = {"base": options.base, "dtype": options.dtype}
     for name in ("batch_size", "max_length"):
         if (value := getattr(options, name)) is not None:
@@ -91,7 +93,7 @@ def _perplexity(run: Any, options: argparse.Namespace, chosen: dict[str, Any]) -
 
     files = {"held_out": options.held_out, "other_text": options.other_text}
     if not run.exists():
-        for column, value in model_perplexity(options.run, **files, **chosen).items():
+        for column, value in model_perplexity(options.path, **files, **chosen).items():
             print(f"{column}: {value:.4f}")
         return
     rows = evaluate_perplexity(run, **files, again=options.again, **chosen)
@@ -107,7 +109,7 @@ def _gsm8k(run: Any, options: argparse.Namespace, chosen: dict[str, Any]) -> Non
         raise ValueError("The task gsm8k needs --data FILE, such as GSM8K's test.jsonl.")
     chosen["limit"] = options.limit
     if not run.exists():
-        print(model_gsm8k(options.run, options.data, out=options.out, **chosen))
+        print(model_gsm8k(options.path, options.data, out=options.out, **chosen))
         return
     scores = evaluate_gsm8k(
         run, options.data, steps=_steps(options.steps), again=options.again, **chosen
@@ -134,7 +136,7 @@ def _lm_eval(run: Any, options: argparse.Namespace, chosen: dict[str, Any]) -> N
             _print_results(f"step {step}: ", results)
         print(f"lm-eval's own report is in {run.path / 'evaluation'}.")
     else:
-        _print_results("", model_lm_eval(options.run, task, out=options.out, **chosen))
+        _print_results("", model_lm_eval(options.path, task, out=options.out, **chosen))
     print(NOTE)
 
 

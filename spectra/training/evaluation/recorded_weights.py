@@ -14,13 +14,8 @@ from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.recording.live_weights import configuration, live_weights
 from spectra.store import Run
 
-# Methods that train other weights at other times, so that what was trained at the beginning does
-# not tell what was trained in all.
-_TRAIN_MORE = {
-    "full-ft": "trains every weight",
-    "galore": "trains every weight",
-    "lisa": "trains other layers by turns",
-}
+# Thaws other layers later, so that what was trained at the beginning is not all that was.
+_LISA = "lisa"
 # W_0 as recorded and as loaded may differ by their dtypes' rounding, and where it is a residual
 # and a product by that of float32 in computing it: relative, in the Frobenius norm.
 _FLOAT32_ROUNDINGS = 16.0
@@ -34,9 +29,8 @@ def why_final_only(settings: Mapping[str, Any]) -> str | None:
     settings : mapping
         The run's ``run.json``.
     """
-    method = str(settings.get("method", "unknown"))
-    if method in _TRAIN_MORE:
-        return f"{method} {_TRAIN_MORE[method]}, and snapshots hold the recorded ones only"
+    if settings.get("method") == _LISA:
+        return "lisa trains every layer by turns, and snapshots hold the recorded weights only"
     counts = settings.get("parameters")
     if not isinstance(counts, Mapping):
         return "run.json does not tell whether all trained weights were recorded"

@@ -121,7 +121,7 @@ def _read_texts(path: Path) -> list[str]:
     try:
         if path.suffix == ".txt":
             return [path.read_text(encoding="utf-8")]
-        frame = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        frame = pd.read_json(path, lines=True, dtype=False)
     except ValueError as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]} ({error}).") from error
     if TEXT_COLUMN not in frame:
