@@ -1,5 +1,7 @@
 """Fine-tuning methods, as PEFT tuners; importing this registers them with PEFT."""
 
+from spectra.methods.lora_xs import LoraXsConfig, LoraXsLinear, LoraXsModel
+from spectra.methods.milora import MiloraConfig, MiloraLinear, MiloraModel
 from spectra.methods.sorsa import (
     SorsaConfig,
     SorsaLinear,
@@ -9,6 +11,12 @@ from spectra.methods.sorsa import (
 )
 
 __all__ = [
+    "LoraXsConfig",
+    "LoraXsLinear",
+    "LoraXsModel",
+    "MiloraConfig",
+    "MiloraLinear",
+    "MiloraModel",
     "SorsaConfig",
     "SorsaLinear",
     "SorsaModel",
