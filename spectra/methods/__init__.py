@@ -9,6 +9,8 @@ from spectra.methods.sorsa import (
     add_regularizer_gradient,
     orthonormal_regularizer,
 )
+from spectra.methods.svf import SvfConfig, SvfLinear, SvfModel
+from spectra.methods.svft import SvftConfig, SvftLinear, SvftModel
 
 __all__ = [
     "LoraXsConfig",
@@ -20,6 +22,12 @@ __all__ = [
     "SorsaConfig",
     "SorsaLinear",
     "SorsaModel",
+    "SvfConfig",
+    "SvfLinear",
+    "SvfModel",
+    "SvftConfig",
+    "SvftLinear",
+    "SvftModel",
     "add_regularizer_gradient",
     "orthonormal_regularizer",
 ]

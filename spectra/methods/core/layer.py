@@ -49,6 +49,7 @@ class TunerLayer(nn.Module, BaseTunerLayer, Generic[Config]):
     method: ClassVar[str]  # as users read it
     adapter_layer_names: tuple[str, ...]  # trained, one tensor an adapter
     frozen_names: ClassVar[tuple[str, ...]]  # from W_0, likewise
+    index_names: ClassVar[tuple[str, ...]] = ()  # those of them that hold int32 indices
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: Config, key: str = ""
@@ -86,10 +87,11 @@ class TunerLayer(nn.Module, BaseTunerLayer, Generic[Config]):
             if not 1 <= r <= limit:
                 raise ValueError(f"r must be between 1 and min(m, n) = {limit}, got {r}.")
             self.r[adapter_name] = r
+        shapes = self._shapes(config).items()
         if config.init_weights:
             tensors = self._initial(config)
         else:
-            tensors = {name: _unloaded(shape) for name, shape in self._shapes(config).items()}
+            tensors = {name: self._unloaded(name, shape) for name, shape in shapes}
         for name, tensor in tensors.items():
             self._hold(name, adapter_name, tensor)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -114,6 +116,11 @@ class TunerLayer(nn.Module, BaseTunerLayer, Generic[Config]):
     @abstractmethod
     def _initial_triplets(self, held: Mapping[str, Tensor]) -> Triplets:
         """Return U, S, Vᵀ: the singular triplets of W_0 that the adapter starts from."""
+
+    def _unloaded(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name in self.index_names:
+            return torch.tensor(-1, dtype=torch.int32).expand(shape)
+        return torch.tensor(float("nan")).expand(shape)
 
     def _weight_to_decompose(self) -> Tensor:
         if self.merged:
@@ -243,12 +250,11 @@ class TunerLayer(nn.Module, BaseTunerLayer, Generic[Config]):
     def _finish_loading(self) -> None:
         """Compute what the loaded adapters did not bring along; nothing, as a rule."""
 
+    def _warn_of_other_vectors(self, adapter: str) -> None:
+        """Warn if what an adapter computed on loading is not what it was trained with."""
+
     def __repr__(self) -> str:
         return f"{type(self).__module__.split('.')[2]}.{super().__repr__()}"
-
-
-def _unloaded(shape: tuple[int, ...]) -> Tensor:
-    return torch.full(shape, float("nan"))
 
 
 def _add_product(result: Tensor, h: Tensor, b: Tensor) -> Tensor:
@@ -290,3 +296,5 @@ def _warn_of_another_base(layer: TunerLayer[Any]) -> None:
                 "original base.",
                 stacklevel=2,
             )
+        else:
+            layer._warn_of_other_vectors(name)
