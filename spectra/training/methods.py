@@ -21,6 +21,7 @@ class Method:
         arXiv id of what it is described in; empty where there is no such thing.
     trains : str
         Trained parameters of one m×n matrix at rank r, with k = min(m, n), or in words.
+        (d are SVFT's `off_diagonals`.)
     rewrites_base : bool
         Whether it subtracts a part of W_0 from the base that it trains on.
     trains_everything : bool
@@ -37,6 +38,9 @@ class Method:
     trains_everything: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+
+# Of SVFT's patterns that have some, the smallest of its paper's.
+_OFF_DIAGONALS = 2
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -71,11 +75,11 @@ METHODS: dict[str, Method] = {
             "svft",
             "SVFT",
             "2405.19597",
-            "k, and more with other patterns",
-            options={"pattern": "plain", "off_diagonals": 2},
+            "k + d·(2·k - d - 1)",
+            options={"pattern": "plain", "off_diagonals": 0},
         ),
         Method("lora-xs", "LoRA-XS", "2405.17604", "r²", options={"init_std": 0.0}),
-        # Scale and gap are those of the authors' example for fine-tuning.
+        # Both are those of its authors' examples.
         Method(
             "galore",
             "GaLore",
@@ -137,6 +141,8 @@ def resolve_options(method: Method, given: Mapping[str, Any], rank: int) -> dict
     }
     if method.name == "adalora" and resolved["init_rank"] == 0:
         resolved["init_rank"] = -(-3 * rank // 2)
+    if method.name == "svft" and resolved["pattern"] != "plain":
+        resolved["off_diagonals"] = resolved["off_diagonals"] or _OFF_DIAGONALS
     return resolved
 
 

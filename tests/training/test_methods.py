@@ -70,6 +70,10 @@ CASES = [
     Case("adalora", 1e-1, 0.05, changes={"options": {"final_share": 0.2}}),
     Case("sorsa", 1e-2, 0.05),
     Case("sorsa-noreg", 1e-2, 0.05),
+    Case("milora", 1e-2, 0.05),
+    Case("svf", 3e-2, 0.05),
+    Case("svft", 3e-2, 0.05, changes={"options": {"pattern": "banded"}}),
+    Case("lora-xs", 3e-2, 0.05),
     Case("galore", 3e-3, 0.05, changes={"options": {"update_proj_gap": 3}}),
     Case("lisa", 3e-3, 0.05, changes={"options": {"active_layers": 1, "interval": 3}}),
 ]
