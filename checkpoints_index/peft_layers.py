@@ -129,6 +129,10 @@ def own_update(
                 raise ValueError(f"{name} must hold positions from 0 on, int32")
         settings = {**settings, "init_weights": False}
         layer = _loaded(settings, path, tensors, w_0, conv1d, {})
+        own = [name for name in layer.state_dict() if name.endswith(f".{_ADAPTER}")]
+        needed = {name.removesuffix(f".{_ADAPTER}") for name in own}
+        if needed != {name.rpartition(".")[2] for name in tensors}:
+            raise ValueError(f"it needs {', '.join(sorted(needed))}")
         return layer.get_delta_weight(_ADAPTER)
 
 
