@@ -14,7 +14,7 @@ from checkpoints_index.bound_adapters import BoundAdapter
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import open_whole_model
 from spectra.analysis.bases import find_base
-from spectra.exporting.base_check import refuse_another_base
+from spectra.exporting.layers import checked_layers
 from spectra.exporting.lora import write_lora
 from spectra.exporting.merged import write_merged
 from spectra.store import Run
@@ -123,15 +123,14 @@ def export(
             f"{place} is no model of plain weights ({getattr(opened, 'quantisation', None)}). "
             "Give the 16- or 32-bit model that it was made from with --base."
         )
-    bound = BoundAdapter(source, opened, start)
-    refuse_another_base(source, bound, opened)
+    layers = checked_layers(source, BoundAdapter(source, opened, start), opened)
     with whole_folder(out) as folder:
         rank = None
         if merged:
-            write_merged(source, bound, opened, folder)
+            write_merged(source, layers, opened, folder)
         else:
             name = source.base if base is None else str(base)
-            rank = write_lora(source, bound, opened, DTYPES[dtype or "float32"], name, folder)
+            rank = write_lora(source, layers, opened, DTYPES[dtype or "float32"], name, folder)
     size = sum(file.stat().st_size for file in out.rglob("*"))
     return Exported(out, place, len(source.layers), rank, size)
 

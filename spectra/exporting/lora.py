@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from checkpoints_index import CheckpointError, clean_name
-from checkpoints_index.adapters import WEIGHTS_FILE, AdapterFolder, AdapterLayer
-from checkpoints_index.bound_adapters import BoundAdapter
+from checkpoints_index.adapters import WEIGHTS_FILE, AdapterFolder
 from checkpoints_index.model_folders import ModelCheckpoint
 from spectra.exporting.factors import balanced, padded
+from spectra.exporting.layers import ChangedLayer
 
 _PREFIX = "base_model.model."
 
 
 def write_lora(
     adapter: AdapterFolder,
-    bound: BoundAdapter,
+    changed: Iterable[ChangedLayer],
     base: ModelCheckpoint,
     dtype: torch.dtype,
     base_name: str | None,
@@ -35,10 +35,14 @@ def write_lora(
         If the adapter changes something that a LoRA adapter has no place for.
     """
     kept = _kept_whole(adapter)
-    layers = [layer for layer in adapter.layers.values() if not layer.whole]
-    if not layers:
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    places = []
+    for each in changed:
+        if not each.layer.whole:
+            factors[each.layer.path] = balanced(*_update(adapter, each))
+            places.append(each.place)
+    if not factors:
         raise CheckpointError(f"{adapter.path} adapts no layer, so there is nothing to export.")
-    factors = {layer.path: balanced(*_update(adapter, bound, layer)) for layer in layers}
     rank = max(1, *(b.shape[1] for b, _ in factors.values()))
     tensors: dict[str, Tensor] = {}
     for path, (b, a) in factors.items():
@@ -47,15 +51,14 @@ def write_lora(
             rounded = factor.to(dtype).contiguous()
             if not torch.isfinite(rounded).all():
                 raise CheckpointError(
-                    f"{adapter.path}: the update of {path!r} does not fit {dtype}, or is not "
-                    "finite. Choose float32, or look at the training."
+                    f"{adapter.path}: the update of {path!r} is not finite in {dtype}. Choose "
+                    "float32, or look at the training."
                 )
             tensors[f"{_PREFIX}{path}.{name}.weight"] = rounded
-    places = [bound.place_of(layer) for layer in layers]
     settings = {
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": _targets(layers, {place.layer_path for place in places}, base),
+        "target_modules": _targets(sorted(factors), {p.layer_path for p in places}, base),
         "modules_to_save": adapter.settings.get("modules_to_save") if kept else None,
         "fan_in_fan_out": any(place.transposed for place in places),
     }
@@ -64,10 +67,8 @@ def write_lora(
     return rank
 
 
-def _update(
-    adapter: AdapterFolder, bound: BoundAdapter, layer: AdapterLayer
-) -> tuple[Tensor, Tensor]:
-    weight = bound.read_layer(layer)
+def _update(adapter: AdapterFolder, changed: ChangedLayer) -> tuple[Tensor, Tensor]:
+    weight = changed.weight
     if weight.update is not None:
         return weight.update
     if weight.delta is not None:
@@ -75,8 +76,7 @@ def _update(
             f"{adapter.path} is a {adapter.method} adapter, whose update is no product of small "
             "factors, so no LoRA adapter equals it. Use --merged."
         )
-    place = bound.place_of(layer)
-    m, n = sum(len(part) for part in [place.outputs] if part is not None), place.matrix.shape[1]
+    m, n = changed.layer.matrix.shape
     return torch.zeros(m, 0, dtype=torch.float64), torch.zeros(0, n, dtype=torch.float64)
 
 
@@ -100,12 +100,11 @@ def _kept_whole(adapter: AdapterFolder) -> dict[str, Tensor]:
     return found
 
 
-def _targets(layers: Iterable[AdapterLayer], places: set[str], base: ModelCheckpoint) -> list[str]:
+def _targets(paths: list[str], places: set[str], base: ModelCheckpoint) -> list[str]:
     """Return names that match the adapted layers and nothing else, short ones if there are such.
 
     PEFT takes a name for every module whose path ends in it.
     """
-    paths = sorted(layer.path for layer in layers)
     short = {path.rsplit(".", 1)[-1] for path in paths}
     modules = {clean_name(n.rpartition(".")[0]) for n in base.store.tensors}
     if {module for module in modules if module.rsplit(".", 1)[-1] in short} == places:

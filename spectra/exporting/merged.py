@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from checkpoints_index import CheckpointError, clean_name, is_remote
 from checkpoints_index.adapters import AdapterFolder
-from checkpoints_index.bound_adapters import BoundAdapter
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.shards import ShardedStore
+from spectra.exporting.layers import ChangedLayer
 
 # What a model's folder has beside its weights: configuration, tokenizer, code, licence.
 _BESIDE = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
@@ -27,7 +27,7 @@ _EMBEDDING = re.compile(r"(.*\.)?(embed_\w+|\w*embeddings?|wte|shared)")
 
 
 def write_merged(
-    adapter: AdapterFolder, bound: BoundAdapter, base: ModelCheckpoint, folder: Path
+    adapter: AdapterFolder, changed: Iterable[ChangedLayer], base: ModelCheckpoint, folder: Path
 ) -> None:
     """Write the model, a tensor at a time: no more than one layer is in memory in float64.
 
@@ -40,7 +40,7 @@ def write_merged(
     files = _files(base)
     names = {name: path for path, file in files.items() for name in file.tensors}
     _copy(base.path, files, folder)
-    for name, tensor in _changed(adapter, bound, base):
+    for name, tensor in _new_values(adapter, changed, base):
         file = files[names[name]]
         stored = file.tensors[name]
         dtype = getattr(torch, stored.dtype)
@@ -60,13 +60,12 @@ def write_merged(
             target.write(rounded.contiguous().view(torch.uint8).numpy().data)
 
 
-def _changed(
-    adapter: AdapterFolder, bound: BoundAdapter, base: ModelCheckpoint
+def _new_values(
+    adapter: AdapterFolder, changed: Iterable[ChangedLayer], base: ModelCheckpoint
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the names in the base's files and the new values of all that differs from it."""
-    for layer in adapter.layers.values():
-        place = bound.place_of(layer)
-        weight = bound.read_layer(layer)
+    for each in changed:
+        place, weight = each.place, each.weight
         if weight.dense is not None:
             yield place.tensor, weight.dense
             continue

@@ -73,10 +73,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
+        for file in temporary.rglob("*"):
             if file.is_file():
                 _flush_to_disk(file)
-        # mkdtemp makes folders private, see above.
+                # safetensors makes its files private, mkdtemp its folders, see above.
+                file.chmod(0o666 & ~_umask())
         temporary.chmod(0o777 & ~_umask())
         refuse_filled(path)
         if path.is_dir():
