@@ -148,6 +148,9 @@ class BoundAdapter:
     def read_layer(self, layer: AdapterLayer) -> Weight:
         """Read W_t of a whole layer, fused or not.
 
+        An update of this project's methods is always given as factors, also of full rank, and
+        refused on another base than the adapter was made on.
+
         Returns
         -------
         Weight
@@ -159,7 +162,10 @@ class BoundAdapter:
         CheckpointError
             If the base has no such layer, or a file is broken.
         """
-        return self._layer_weight(layer, self.place_of(layer))
+        part = self.place_of(layer)
+        if METHODS[self._adapter.kind].ours and not layer.whole:
+            return Weight(update=self._own_factors(layer, part))
+        return self._layer_weight(layer, part)
 
     def _parts_of(self, layer: AdapterLayer, stacks: Stacks) -> list[LogicalMatrix]:
         name = layer.matrix.name
@@ -190,18 +196,26 @@ class BoundAdapter:
 
     def _merged(self, layer: AdapterLayer, part: LogicalMatrix) -> Weight:
         """Return what the tuner's own code adds to the layer."""
+        if METHODS[self._adapter.kind].ours:
+            b, a = self._own_factors(layer, part)
+            delta = b @ a
+            return Weight(delta=delta) if delta.any() else Weight()
         w_0 = self._base.read_layer(part.layer_path)
         tensors = self._adapter.read_all(layer)
         settings, extents = self._adapter.settings, self._shared_extents
         with _naming(self.path):
-            if METHODS[self._adapter.kind].ours:
-                delta = peft_layers.own_update(settings, layer.path, tensors, w_0, part.transposed)
-            else:
-                delta = peft_layers.merged(
-                    settings, layer.path, tensors, w_0, part.transposed, extents
-                )
-                delta -= w_0
+            delta = peft_layers.merged(settings, layer.path, tensors, w_0, part.transposed, extents)
+        delta -= w_0
         return Weight(delta=delta) if delta.any() else Weight()
+
+    def _own_factors(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:
+        """Return the update's factors as this project's tuner has them on W_0."""
+        adapter, w_0 = self._adapter, self._base.read_layer(part.layer_path)
+        tensors = adapter.read_all(layer)
+        with _naming(self.path):
+            return peft_layers.own_factors(
+                adapter.settings, layer.path, tensors, w_0, part.transposed
+            )
 
     def _initial_update(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:
         """Return the start that the method subtracted from the base, as factors."""

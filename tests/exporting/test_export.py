@@ -19,7 +19,7 @@ from torch import Tensor
 
 import spectra
 from spectra.exporting import Exported
-from spectra.methods import SorsaConfig
+from spectra.methods import LoraXsConfig, MiloraConfig, SorsaConfig, SvfConfig, SvftConfig
 from tests.helpers import MODULES, seeded, shake, tiny_llama, tiny_model_folder, token_rows
 
 # Loads what was exported and saves its logits, without this project.
@@ -68,6 +68,16 @@ METHODS = {
     "SORSA": Method(_on(SorsaConfig, r=3), 6),
     "SORSA on some layers": Method(_on(SorsaConfig, r=3, layers_to_transform=[1]), 6),
     "SORSA of full rank": Method(_on(SorsaConfig, r=16), 32),
+    "MiLoRA": Method(_on(MiloraConfig, r=3), 6),
+    "LoRA-XS": Method(_on(LoraXsConfig, r=3), 3),
+    "SVF": Method(_on(SvfConfig), 32),
+    "SVF with its vectors": Method(_on(SvfConfig, save_vectors=True), 32),
+    "SVFT": Method(_on(SvftConfig), 32),
+    "SVFT, banded": Method(_on(SvftConfig, pattern="banded", off_diagonals=2), 32),
+    "SVFT, random": Method(_on(SvftConfig, pattern="random", off_diagonals=1), 32),
+    "SVFT, top-k": Method(
+        _on(SvftConfig, pattern="top-k", off_diagonals=1, target_modules=["q_proj"]), 32
+    ),
     "PiSSA": Method(_on(peft.LoraConfig, r=3, lora_alpha=3, init_lora_weights="pissa"), 6),
     "PiSSA, scaled": Method(
         _on(peft.LoraConfig, r=3, lora_alpha=2, use_rslora=True, init_lora_weights="pissa"), 6
@@ -89,7 +99,15 @@ METHODS = {
 }
 
 
-ADAPTED = {f"model.layers.{i}.self_attn.{module}" for i in range(2) for module in MODULES}
+LAYERS = {f"model.layers.{i}.self_attn.{module}" for i in range(2) for module in MODULES}
+
+
+def adapted_layers(name: str) -> set[str]:
+    return {
+        layer
+        for layer in LAYERS
+        if not ("some layers" in name and ".0." in layer or "top-k" in name and "v_proj" in layer)
+    }
 
 
 @dataclass(frozen=True)
@@ -180,10 +198,9 @@ def test_it_is_a_lora_as_every_server_wants_it(name: str, done: dict[str, Done])
     assert settings["rank_pattern"] == settings["alpha_pattern"] == {}
     assert isinstance(settings["target_modules"], list)
     tensors = load_file(folder / "adapter_model.safetensors")
-    layers = {layer for layer in ADAPTED if "some layers" not in name or ".1." in layer}
     expected = {
         f"base_model.model.{layer}.lora_{side}.weight": shape
-        for layer in layers
+        for layer in adapted_layers(name)
         for side, shape in (("A", (rank, 32)), ("B", (32 if "q_proj" in layer else 16, rank)))
     }
     if name == "whole head":
@@ -199,8 +216,7 @@ def test_its_targets_match_the_adapted_layers_and_nothing_else(
     config = peft.LoraConfig.from_pretrained(str(done[name].exported.path))
     config.modules_to_save = None
     targeted = adapted(config).base_model.targeted_module_names
-    expected = {layer for layer in ADAPTED if "some layers" not in name or ".1." in layer}
-    assert set(targeted) == expected
+    assert set(targeted) == adapted_layers(name)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -248,7 +264,7 @@ def test_factors_of_16_bits_err_by_a_share_of_the_update(
     spectra.export(tmp_path / "adapter", tmp_path / "lora", base=base, dtype=dtype)
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
-    for layer in ADAPTED:
+    for layer in LAYERS:
         b, a = (tensors[f"base_model.model.{layer}.lora_{side}.weight"].double() for side in "BA")
         update = model.get_submodule(f"base_model.model.{layer}").get_delta_weight("default")
         error = torch.linalg.matrix_norm(b @ a - update)
@@ -281,6 +297,15 @@ def test_an_untrained_adapter_is_the_base(base: Path, tmp_path: Path) -> None:
     spectra.export(tmp_path / "adapter", tmp_path / "merged", base=base, merged=True)
     same = (tmp_path / "merged" / "model.safetensors").read_bytes()
     assert same == (base / "model.safetensors").read_bytes()
+
+
+def test_directions_that_were_not_trained_are_left_out(base: Path, tmp_path: Path) -> None:
+    model = adapted(SvfConfig(target_modules=list(MODULES)))
+    for name, parameter in model.named_parameters():
+        if "svf_delta" in name:
+            parameter.data[[1, 4]] = torch.tensor([0.3, -0.2])
+    model.save_pretrained(tmp_path / "adapter")
+    assert spectra.export(tmp_path / "adapter", tmp_path / "lora", base=base).rank == 2
 
 
 def test_conv1d_layers_leave_as_peft_has_them(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import spectra
 from checkpoints_index import CheckpointError
 from spectra.cli import main
-from spectra.methods import SorsaConfig
+from spectra.methods import LoraXsConfig, MiloraConfig, SorsaConfig, SvfConfig
 from spectra.store import Run
 from tests.checkpoints_index.adapted import adapt, change_settings, save
 from tests.checkpoints_index.hostile import as_archive, hostile_pickles
@@ -41,6 +41,18 @@ def pissa(**options: Any) -> peft.PeftConfig:
 def sorsa(**options: Any) -> peft.PeftConfig:
     start: dict[str, Any] = {"r": 3, "target_modules": list(MODULES)}
     return SorsaConfig(**(start | options))
+
+
+def milora() -> peft.PeftConfig:
+    return MiloraConfig(r=3, target_modules=list(MODULES))
+
+
+def lora_xs() -> peft.PeftConfig:
+    return LoraXsConfig(r=3, target_modules=list(MODULES))
+
+
+def svf() -> peft.PeftConfig:
+    return SvfConfig(target_modules=list(MODULES))
 
 
 def write(config: Callable[[], peft.PeftConfig], folder: Path) -> Any:
@@ -126,7 +138,7 @@ def test_a_random_initialisation_is_not_made_up(base: Path, tmp_path: Path) -> N
 # Bases.
 
 
-@pytest.mark.parametrize("config", [sorsa, pissa])
+@pytest.mark.parametrize("config", [sorsa, pissa, milora, lora_xs, svf])
 @pytest.mark.parametrize("merged", [False, True])
 def test_another_base_is_refused_and_nothing_is_left(
     config: Callable[[], peft.PeftConfig], merged: bool, other_base: Path, tmp_path: Path
