@@ -197,7 +197,7 @@ def test_every_recorded_step_gets_what_its_own_model_gives(folder: Path, tmp_pat
     }
     model = lora(tiny_llama(), lora_alpha=8)
     for step, row in rows.set_index("step").iterrows():
-        model.load_state_dict(states[step])  # type: ignore[index]
+        model.load_state_dict(states[step])
         for column, measured in examples.items():
             # Merged and unmerged round differently in float32.
             assert row[column] == pytest.approx(perplexity(model, measured), rel=1e-4)
