@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import nn
 from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
 from spectra.recording.continuing import refuse_other_adapter
-from spectra.recording.gathering import agreed, is_writer
+from spectra.recording.gathering import agreed, is_writer, whole_shape
 from spectra.recording.layers import RecordedLayer
 from spectra.recording.session import Session
 from spectra.recording.snapshot_files import SnapshotLayout
@@ -225,6 +226,7 @@ class Opening:
         changes |= {
             "method": self.method,
             "modules": list(plan.modules),
+            "parameters": count_parameters(self._model, self._layers),
             "every": plan.schedule.description,
             "state": "running",
             "base": {
@@ -238,6 +240,18 @@ class Opening:
         run.update_settings(**changes)
         plan.budget.measure()
         notes.continue_from(changes.get("missing", []), changes.get("alerts", []))
+
+
+def count_parameters(model: nn.Module, layers: Sequence[RecordedLayer]) -> dict[str, int]:
+    """Return how many numbers are trained, and how many of those the snapshots hold.
+
+    Where both are equal, base and snapshots are the whole model.
+    """
+    recorded = {(part.path, part.name): part for layer in layers for part in layer.parts}
+    return {
+        "trained": sum(math.prod(whole_shape(p)) for p in model.parameters() if p.requires_grad),
+        "recorded": sum(math.prod(p.shape) for p in recorded.values() if p.live().requires_grad),
+    }
 
 
 def _portable(failure: Exception | None) -> Exception | None:

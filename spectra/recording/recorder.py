@@ -160,6 +160,24 @@ class Recorder:
         """The steps that were due and have no snapshot, as ``{"step": …, "reason": …}``."""
         return self._notes.missing
 
+    @property
+    def last_snapshot(self) -> int | None:
+        """The step of which the last snapshot was taken, whether it is written yet or not."""
+        return self._last_snapshot
+
+    def note(self, **entries: Any) -> None:
+        """Add entries to the run's ``run.json``, in place of those of the same names."""
+        self._notes.set(**entries)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done in the block, such as an evaluation, out of the rows' ``seconds``."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - begun
+
     @contextmanager
     def attach(
         self, model: nn.Module, start_step: int = 0, total_steps: int | None = None
