@@ -8,10 +8,21 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from spectra.cli import analyze, cache, dashboard, demo, evaluate, index, plot, report, train
+from spectra.cli import (
+    analyze,
+    cache,
+    dashboard,
+    demo,
+    evaluate,
+    export,
+    index,
+    plot,
+    report,
+    train,
+)
 
 # In the order of `spectra --help`.
-_COMMANDS = (demo, train, index, analyze, plot, dashboard, report, evaluate, cache)
+_COMMANDS = (demo, train, index, analyze, plot, dashboard, report, evaluate, export, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

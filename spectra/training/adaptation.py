@@ -51,6 +51,8 @@ def adapt(
         return _partial_ft(model, settings)
     config = _CONFIGS[settings.method](settings)
     config.target_modules = set(_targets(model, settings))
+    # Without it PEFT's forward goes past its AdaLoRA model, which adds the regularizer.
+    config.task_type = "CAUSAL_LM"
     if method.rewrites_base:
         return residual_lora(model, config, initial)
     return peft.get_peft_model(model, config)

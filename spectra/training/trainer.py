@@ -229,7 +229,7 @@ def _arguments(run: Run, settings: TrainSettings, model: PreTrainedModel) -> Tra
         bf16=bfloat16,
         tf32=bfloat16 if modern_gpu else None,
         # Without an accelerator, bfloat16 is refused unless this is said.
-        use_cpu=bfloat16 and not torch.accelerator.is_available(),
+        use_cpu=bfloat16 and not (torch.cuda.is_available() or torch.mps.is_available()),
         torch_compile=settings.torch_compile,
         seed=settings.seed,
         data_seed=settings.seed,

@@ -130,8 +130,16 @@ def killed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
     return {method: Run(path) for method, path in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def first_loss(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The base's loss on the first batch."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    run = train(model_folder, PAIRS, out, settings("partial-ft", max_steps=1), progress=False)
+    return float(run.read_training()["loss"].iloc[0])
 
 
 def base(folder: Path) -> Any:
@@ -182,10 +190,43 @@ def test_step_0_computes_what_the_base_does(case: Case, model_folder: Path) -> N
         close(found, expected)
 
 
+def test_its_first_loss_is_the_bases_on_the_same_data(trained: Trained, first_loss: float) -> None:
+    assert trained.run.read_training()["loss"].iloc[0] == pytest.approx(first_loss, abs=1e-5)
+
+
 def test_it_learns(trained: Trained) -> None:
-    loss = trained.run.read_training()["loss"]
-    assert len(loss) == STEPS
+    rows = trained.run.read_training()
+    assert rows["step"].tolist() == list(range(1, STEPS + 1))
+    assert rows[["loss", "grad_norm", "lr", "seconds"]].notna().all(axis=None)
+    regularized = trained.case.method in ("sorsa", "sorsa-noreg", "adalora")
+    assert rows["ortho_loss"].notna().all() == regularized
+    loss = rows["loss"]
     assert loss.iloc[-3:].mean() < (1 - trained.case.fall) * loss.iloc[:3].mean()
+
+
+def test_its_run_says_what_it_was_and_what_it_cost(trained: Trained) -> None:
+    stored, model = trained.run.read_settings(), trained.model
+    assert (stored["method"], stored["state"]) == (trained.case.method, "finished")
+    resolved = chosen(trained.case).as_dict()
+    assert {name: stored["settings"][name] for name in resolved} == resolved
+    cost = stored["cost"]
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert cost["trainable_parameters"] == count == promised(trained)
+    assert 0 < cost["seconds_per_step"] < 60 and cost["peak_memory"] > 2**20
+    assert not trained.run.checkpoints_path.exists()
+
+
+def promised(trained: Trained) -> int:
+    """The parameters that `Method.trains` speaks of, of two layers' q_proj and v_proj."""
+    formula = METHODS[trained.case.method].trains
+    if formula.startswith("everything"):
+        return sum(p.numel() for p in trained.model.parameters())
+    formula = formula.split(",")[0].replace("·", "*").replace("²", "**2")
+    given = chosen(trained.case)
+    numbers = {"r": given.rank, "R": given.options.get("init_rank"), "k": None}
+    numbers["d"] = given.options.get("off_diagonals")
+    shapes = [(32, 32), (16, 32)] * 2
+    return sum(eval(formula, numbers | {"m": m, "n": n, "k": min(m, n)}) for m, n in shapes)
 
 
 def test_what_it_gives_is_the_trained_model_on_the_original_base(
@@ -205,17 +246,21 @@ def test_merged_it_computes_the_same(trained: Trained, model_folder: Path) -> No
 def test_it_is_recorded_and_its_drift_is_the_merged_weights(
     trained: Trained, model_folder: Path, tmp_path: Path
 ) -> None:
-    run = trained.run
+    run, method = trained.run, METHODS[trained.case.method]
     steps = [snapshot.step for snapshot in find_snapshots(run.snapshots_path)]
-    assert steps[-3:] == [SAVE_EVERY, 2 * SAVE_EVERY, STEPS]
-    rows = analyze(run.path).query(f"step == {STEPS}")
-    assert set(rows["method"]) == {trained.case.method} and len(rows) == 4
+    dense = method.trains_everything or method.name == "partial-ft"  # step 0 is the base
+    recorded = [0, SAVE_EVERY, 2 * SAVE_EVERY, STEPS]
+    assert steps == (recorded[1:] if dense else recorded)
+    drift = analyze(run.path)
+    assert set(drift["step"]) == set(recorded) and set(drift["method"]) == {method.name}
+    rows = drift.query(f"step == {STEPS}")
+    assert len(rows) == 4
     assert rows["delta_sigma"].mean() > 1e-4  # AdaLoRA may leave a layer no rank at all
 
     # What a method subtracted from the base was rounded: W_0 is what is left and what it took.
-    rewritten = METHODS[trained.case.method].rewrites_base
     begun = base(model_folder)
-    begun = merged_exactly(adapt(begun, chosen(trained.case))) if rewritten else begun
+    if method.rewrites_base:
+        begun = merged_exactly(adapt(begun, chosen(trained.case)))
     begun.save_pretrained(tmp_path / "base")
     merged_exactly(trained.model).save_pretrained(tmp_path / "trained" / f"checkpoint-{STEPS}")
     expected = analyze(
