@@ -8,8 +8,9 @@ from typing import Any
 from spectra import load
 from spectra.cli.options import add_command, quiet_transformers
 
-# What vLLM serves unless told otherwise, and the most it can be told to (`--max-lora-rank`).
-_SERVED_RANK, _LARGEST_SERVED_RANK = 16, 512
+# What vLLM 0.33 serves unless told otherwise, and what its `--max-lora-rank` can be.
+_DEFAULT_SERVED_RANK = 16
+_SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def add(commands: Any) -> None:
@@ -53,13 +54,20 @@ def _export(options: argparse.Namespace) -> None:
         merged=options.merged,
         dtype=options.dtype,
         initial=options.initial,
+        progress=True,
     )
     what = "model" if done.rank is None else f"LoRA adapter of rank {done.rank}"
     print(
         f"Wrote {done.path}: {what}, {done.layers} layers changed, {in_units(done.size)}; its base "
         f"is {done.base}."
     )
-    if done.rank is not None and done.rank > _LARGEST_SERVED_RANK:
-        print(f"vLLM serves adapters up to rank {_LARGEST_SERVED_RANK}: use --merged for it.")
-    elif done.rank is not None and done.rank > _SERVED_RANK:
-        print(f"vLLM serves ranks up to {_SERVED_RANK} unless started with --max-lora-rank.")
+    if done.whole:
+        print(
+            f"It carries {', '.join(done.whole)} whole, which vLLM and llama.cpp do not take from "
+            "an adapter: use --merged for them."
+        )
+    if done.rank is not None and done.rank > _SERVED_RANKS[-1]:
+        print(f"vLLM serves adapters up to rank {_SERVED_RANKS[-1]}: use --merged for it.")
+    elif done.rank is not None and done.rank > _DEFAULT_SERVED_RANK:
+        enough = next(rank for rank in _SERVED_RANKS if rank >= done.rank)
+        print(f"vLLM serves it with --max-lora-rank {enough}.")

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from checkpoints_index import CheckpointError
+from checkpoints_index import CheckpointError, clean_name
 from checkpoints_index.adapters import CONFIG_FILE, AdapterFolder, is_adapter_folder
 from checkpoints_index.bound_adapters import BoundAdapter
 from checkpoints_index.model_folders import ModelCheckpoint
 from checkpoints_index.model_readers import open_whole_model
 from spectra.analysis.bases import find_base
 from spectra.exporting.layers import checked_layers
-from spectra.exporting.lora import write_lora
+from spectra.exporting.lora import whole_modules, write_lora
 from spectra.exporting.merged import write_merged
 from spectra.store import Run
 from spectra.store.files import refuse_filled, whole_folder
-
-logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """In which an adapter's factors can be stored."""
@@ -40,6 +38,8 @@ class Exported:
         How many layers differ from the base.
     rank : int, optional
         Of the LoRA adapter; ``None`` for a merged model.
+    whole : tuple of str
+        Modules that were trained whole, which the LoRA adapter carries (``modules_to_save``).
     size : int
         Of all files, in bytes.
     """
@@ -48,6 +48,7 @@ class Exported:
     base: Path
     layers: int
     rank: int | None
+    whole: tuple[str, ...]
     size: int
 
 
@@ -59,6 +60,7 @@ def export(
     merged: bool = False,
     dtype: str | None = None,
     initial: Path | str | None = None,
+    progress: bool = False,
 ) -> Exported:
     """Write an adapter as a standard LoRA adapter on its original base, or merged into that.
 
@@ -85,6 +87,8 @@ def export(
         The adapter as it was before training, of a method such as PiSSA that subtracts it from
         the base. Without it, an adapter that says ``pissa`` or ``olora`` is computed again from
         the base, as PEFT did.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -123,7 +127,13 @@ def export(
             f"{place} is no model of plain weights ({getattr(opened, 'quantisation', None)}). "
             "Give the 16- or 32-bit model that it was made from with --base."
         )
-    layers = checked_layers(source, BoundAdapter(source, opened, start), opened)
+    layers = tqdm(
+        checked_layers(source, BoundAdapter(source, opened, start), opened),
+        total=len(source.layers),
+        unit="layer",
+        disable=not progress,
+        leave=False,
+    )
     with whole_folder(out) as folder:
         rank = None
         if merged:
@@ -131,8 +141,9 @@ def export(
         else:
             name = source.base if base is None else str(base)
             rank = write_lora(source, layers, opened, DTYPES[dtype or "float32"], name, folder)
+    whole = tuple(sorted(map(clean_name, whole_modules(source)))) if rank else ()
     size = sum(file.stat().st_size for file in out.rglob("*"))
-    return Exported(out, place, len(source.layers), rank, size)
+    return Exported(out, place, len(source.layers), rank, whole, size)
 
 
 def _find_adapter(path: Path) -> Path:

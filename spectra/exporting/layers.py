@@ -43,6 +43,12 @@ class ChangedLayer:
     place: LogicalMatrix
     weight: Weight
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that W_t follows from, beside W_0."""
+        weight = self.weight
+        found = [weight.dense, weight.delta, *(weight.update or ())]
+        return [tensor for tensor in found if tensor is not None]
+
 
 def checked_layers(
     adapter: AdapterFolder, bound: BoundAdapter, base: ModelCheckpoint
@@ -56,7 +62,17 @@ def checked_layers(
     """
     sums = _Sums()
     for layer in adapter.layers.values():
+        if any(name.endswith("bias") for name in layer.tensors):
+            raise CheckpointError(
+                f"{adapter.path} adds a bias to {layer.path!r}, which is not exported. Merge this "
+                "adapter with PEFT."
+            )
         changed = ChangedLayer(layer, bound.place_of(layer), bound.read_layer(layer))
+        if not all(torch.isfinite(tensor).all() for tensor in changed.tensors()):
+            raise CheckpointError(
+                f"{adapter.path} has NaN or infinite numbers in {layer.path!r}. Look at the "
+                "training, or take an earlier checkpoint."
+            )
         if adapter.kind == "LORA" and not layer.whole:
             sums.add(adapter, bound, base, changed)
         yield changed

@@ -34,33 +34,35 @@ def write_lora(
     CheckpointError
         If the adapter changes something that a LoRA adapter has no place for.
     """
-    kept = _kept_whole(adapter)
+    kept = whole_modules(adapter)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
-    places = []
+    places, transposed = set(), False
     for each in changed:
         if not each.layer.whole:
-            factors[each.layer.path] = balanced(*_update(adapter, each))
-            places.append(each.place)
+            b, a = balanced(*_update(adapter, each))
+            factors[each.layer.path] = b.to(dtype), a.to(dtype)
+            places.add(each.place.layer_path)
+            transposed |= each.place.transposed
     if not factors:
         raise CheckpointError(f"{adapter.path} adapts no layer, so there is nothing to export.")
     rank = max(1, *(b.shape[1] for b, _ in factors.values()))
     tensors: dict[str, Tensor] = {}
-    for path, (b, a) in factors.items():
-        # One rank for all: llama.cpp divides one alpha by each layer's own, vLLM knows just one.
-        for name, factor in zip(("lora_B", "lora_A"), padded(b, a, rank), strict=True):
-            rounded = factor.to(dtype).contiguous()
-            if not torch.isfinite(rounded).all():
+    for path, rounded in factors.items():
+        # One rank for all: llama.cpp divides one alpha by each layer's own, older servers know
+        # no other than the configuration's.
+        for name, factor in zip(("lora_B", "lora_A"), padded(*rounded, rank), strict=True):
+            if not torch.isfinite(factor).all():
                 raise CheckpointError(
-                    f"{adapter.path}: the update of {path!r} is not finite in {dtype}. Choose "
-                    "float32, or look at the training."
+                    f"{adapter.path}: the update of {path!r} is too large for {dtype}. Choose "
+                    "another dtype."
                 )
-            tensors[f"{_PREFIX}{path}.{name}.weight"] = rounded
+            tensors[f"{_PREFIX}{path}.{name}.weight"] = factor.contiguous()
     settings = {
         "r": rank,
         "lora_alpha": rank,
-        "target_modules": _targets(sorted(factors), {p.layer_path for p in places}, base),
+        "target_modules": _targets(sorted(factors), places, base),
         "modules_to_save": adapter.settings.get("modules_to_save") if kept else None,
-        "fan_in_fan_out": any(place.transposed for place in places),
+        "fan_in_fan_out": transposed,
     }
     _write_config(adapter, settings, base_name, folder)
     save_file(tensors | kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -80,8 +82,14 @@ def _update(adapter: AdapterFolder, changed: ChangedLayer) -> tuple[Tensor, Tens
     return torch.zeros(m, 0, dtype=torch.float64), torch.zeros(0, n, dtype=torch.float64)
 
 
-def _kept_whole(adapter: AdapterFolder) -> dict[str, Tensor]:
-    """Return the whole modules that were trained with the adapter, under PEFT's names."""
+def whole_modules(adapter: AdapterFolder) -> dict[str, Tensor]:
+    """Return the tensors of the modules that were trained whole, under PEFT's names.
+
+    Raises
+    ------
+    CheckpointError
+        If the adapter changes something else than these and linear layers.
+    """
     saved = adapter.settings.get("modules_to_save")
     modules = saved if isinstance(saved, list) else []
     found = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from checkpoints_index.snapshots import Snapshot
 from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
 from spectra.recording.continuing import refuse_other_adapter
@@ -125,11 +126,11 @@ class Opening:
         failure: Exception | None = None
         if is_writer():
             try:
+                if not self._plan.run.path.exists():
+                    # What is refused leaves no folder behind.
+                    self._checked(total_steps)
                 self._lock = self._plan.run.take_lock("recording")
-                stored = self._base.stored()
-                if stored is None:
-                    self._refuse_to_replace()
-                self._refuse_beyond_budget(stored is None, total_steps)
+                stored = self._checked(total_steps)
             except Exception as error:
                 failure = error
         continues, failure = self._together(stored is not None, failure)
@@ -156,6 +157,14 @@ class Opening:
                 failure = error
             _, failure = self._together(None, failure)
         return session, failure
+
+    def _checked(self, total_steps: int | None) -> Snapshot | None:
+        """Return the run's base, if it has one; refuse what can be refused without the model."""
+        stored = self._base.stored()
+        if stored is None:
+            self._refuse_to_replace()
+        self._refuse_beyond_budget(stored is None, total_steps)
+        return stored
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -223,16 +223,41 @@ def test_a_trained_embedding_of_a_tied_head_is_refused(base: Path, tmp_path: Pat
         spectra.export(tmp_path / "adapter", tmp_path / "out", base=tied, merged=True)
 
 
-def test_numbers_that_are_not_finite_are_refused(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [sorsa, svf, lambda: pissa(init_lora_weights=True)])
+@pytest.mark.parametrize("merged", [False, True])
+def test_numbers_that_are_not_finite_are_refused(
+    config: Callable[[], peft.PeftConfig], merged: bool, base: Path, tmp_path: Path
+) -> None:
+    write(config, tmp_path)
+    spoil(tmp_path / "adapter", float("nan"), ("sorsa_s", "svf_delta", "lora_B.weight"))
+    with pytest.raises(CheckpointError, match="NaN or infinite numbers in 'model.layers"):
+        spectra.export(tmp_path / "adapter", tmp_path / "out", base=base, merged=merged)
+
+
+def test_numbers_that_do_not_fit_the_dtype_are_refused(base: Path, tmp_path: Path) -> None:
     write(sorsa, tmp_path)
+    spoil(tmp_path / "adapter", 1e30, ("sorsa_s",))
+    with pytest.raises(CheckpointError, match=r"too large for torch\.float16"):
+        spectra.export(tmp_path / "adapter", tmp_path / "out", base=base, dtype="float16")
+
+
+def spoil(folder: Path, value: float, names: tuple[str, ...]) -> None:
+    """Put a value into an adapter's tensors of these names."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name in tensors:
+        if name.endswith(names):
+            tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def test_a_bias_beside_the_factors_is_not_left_out_in_silence(base: Path, tmp_path: Path) -> None:
+    write(lambda: pissa(init_lora_weights=True), tmp_path)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
-    for name in tensors:
-        if name.endswith("sorsa_s"):
-            tensors[name][0] = 1e30
-    save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="not finite in torch.float16"):
-        spectra.export(tmp_path / "adapter", tmp_path / "out", base=base, dtype="float16")
+    b = next(name for name in tensors if name.endswith("lora_B.weight"))
+    save_file(tensors | {b.replace("weight", "bias"): torch.ones(len(tensors[b]))}, file)
+    with pytest.raises(CheckpointError, match="adds a bias"):
+        spectra.export(tmp_path / "adapter", tmp_path / "out", base=base)
 
 
 @pytest.mark.parametrize("kind", ["os.system, protocol 2", "exec, protocol 4", "build"])
@@ -299,7 +324,16 @@ def test_a_rank_beyond_the_servers_default_is_told(
     write(lambda: sorsa(r=9), tmp_path)
     given = [str(tmp_path / "adapter"), "--base", str(base), "--out", str(tmp_path / "out")]
     assert main(["export", *given]) == 0
-    assert "--max-lora-rank" in capsys.readouterr().out
+    assert "--max-lora-rank 32" in capsys.readouterr().out
+
+
+def test_whole_modules_are_told(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(lambda: sorsa(modules_to_save=["lm_head"]), tmp_path)
+    given = [str(tmp_path / "adapter"), "--base", str(base), "--out", str(tmp_path / "out")]
+    assert main(["export", *given]) == 0
+    assert "carries lm_head whole" in capsys.readouterr().out
 
 
 def test_options_that_contradict_are_refused(base: Path, tmp_path: Path) -> None:
