@@ -177,6 +177,7 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
             "full-ft": {"learning_rate": 5e-5},
             "galore": {"learning_rate": 2e-4},
             "lisa": {"learning_rate": 5e-5},
+            "adalora": {"learning_rate": 2e-3},
             "sorsa": {"learning_rate": 3e-4, "gamma": 5e-3},
             "svf": {"learning_rate": 5e-3},
             "svft": {"learning_rate": 5e-3},
