@@ -92,6 +92,20 @@ def test_pissa_with_its_initial_adapter_gives_what_computing_that_again_gives(
         torch.testing.assert_close(product, computed[path], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("start", ["lora_ga", "pissa"])
+def test_a_start_of_gradients_need_be_no_part_of_the_base(
+    start: str, base: Path, tmp_path: Path
+) -> None:
+    write(lambda: pissa(init_lora_weights="orthogonal", r=4), tmp_path)
+    change_settings(tmp_path / "adapter", init_lora_weights=start)
+    given: dict[str, Any] = {"base": base, "initial": tmp_path / "before"}
+    if start == "pissa":
+        with pytest.raises(CheckpointError, match="is no part of the weights"):
+            spectra.export(tmp_path / "adapter", tmp_path / "out", **given)
+    else:
+        assert spectra.export(tmp_path / "adapter", tmp_path / "out", **given).rank == 8
+
+
 def test_an_initial_adapter_beside_the_trained_one_is_found(base: Path, tmp_path: Path) -> None:
     write(lambda: pissa(init_lora_weights="pissa_niter_4"), tmp_path)
     (tmp_path / "before").rename(tmp_path / "pissa-init")
