@@ -41,7 +41,7 @@ from spectra.methods import (
     SvftLinear,
     add_regularizer_gradient,
 )
-from tests.benchmarks.turns import CLOCKS, Case, in_turns, machine, medians, ratio
+from tests.benchmarks.turns import CLOCKS, Case, in_turns, load_average, machine, medians, ratio
 from tests.helpers import MODULES, gaussian
 from tests.methods.test_sorsa import published
 
@@ -72,7 +72,7 @@ def main() -> None:
     for name in options.parts or parts:
         if name not in parts:
             parser.error(f"no part {name!r}; there are {', '.join(parts)}")
-        print(f"\n## {name}\n", flush=True)
+        print(f"\n## {name} ({load_average()})\n", flush=True)
         parts[name](options)
 
 

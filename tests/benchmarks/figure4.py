@@ -22,7 +22,6 @@ All take turns, in one order and then backwards, after one untimed round; the fi
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from spectra.figures import style
-from tests.benchmarks.turns import in_turns, machine, medians
+from tests.benchmarks.turns import CLOCKS, Case, in_turns, load_average, machine, medians
 
 Product = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 
@@ -59,6 +58,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=9, help="of 4096; smaller ones have more")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time")
     parser.add_argument("--device", default="cpu", help="cuda and mps are waited for")
     parser.add_argument("--where", default="", help="the machine, in words, for the caption")
     parser.add_argument("--csv", type=Path, help="write the numbers here")
@@ -75,12 +75,12 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> pd.DataFrame:
     """Return medians, in milliseconds, a row for each size, rank and order."""
-    where = "; ".join(filter(None, (options.where, machine())))
-    print(where, flush=True)
+    where = "; ".join(filter(None, (options.where, machine(), f"{options.clock} clock")))
+    print(f"{where}; {load_average()}", flush=True)
     rows = []
     for size in options.sizes:
         for rank in options.ranks:
-            cases = prepare(size, rank, options.tokens, options.device)
+            cases = prepare(size, rank, options)
             # Small sizes are over sooner and disturbed more.
             times = in_turns(cases, options.rounds * min(8, max(1, 4096 // size)))
             for order, taken in times.items():
@@ -105,8 +105,9 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def prepare(size: int, rank: int, tokens: int, device: str) -> dict[str, Callable[[], list[float]]]:
+def prepare(size: int, rank: int, options: argparse.Namespace) -> dict[str, Case]:
     """One case an order; all on the same tensors, and with the same result where it should be."""
+    tokens, device, clock = options.tokens, options.device, CLOCKS[options.clock]
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -119,14 +120,19 @@ def prepare(size: int, rank: int, tokens: int, device: str) -> dict[str, Callabl
     for order in list(ORDERS)[1:4]:
         torch.testing.assert_close(ORDERS[order](x, w_r, trained), expected, rtol=1e-3, atol=1e-4)
 
+    def now() -> float:
+        if device != "cpu":  # what was asked of it may still be under way
+            getattr(torch, device.partition(":")[0]).synchronize()
+        return clock()
+
     def run(product: Product) -> list[float]:
         for leaf in leaves:
             leaf.grad = None
-        at = [_now(device)]
+        at = [now()]
         y = product(x, w_r, trained)
-        at.append(_now(device))
+        at.append(now())
         y.backward(gradient)
-        at.append(_now(device))
+        at.append(now())
         return [at[1] - at[0], at[2] - at[1]]
 
     return {order: partial(run, product) for order, product in ORDERS.items()}
@@ -189,15 +195,9 @@ def draw(rows: pd.DataFrame) -> Figure:
         figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
         tokens, where = rows["tokens"].iloc[0], rows["where"].iloc[0]
         figure.supxlabel(
-            f"x: {tokens} tokens, float32, medians. {where}", fontsize=style.SMALL_FONT_SIZE - 1
+            f"x: {tokens} tokens, float32, medians; {where}", fontsize=style.SMALL_FONT_SIZE - 1
         )
     return figure
-
-
-def _now(device: str) -> float:
-    if device != "cpu":
-        getattr(torch, device.partition(":")[0]).synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -50,8 +50,12 @@ def ratio(times: Sequence[Sequence[float]], to: Sequence[Sequence[float]]) -> st
 
 def machine() -> str:
     """What timings depend on, in a line."""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
-        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, load average {load}"
+        f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     )
+
+
+def load_average() -> str:
+    """How many processes wanted a core of late, ours among them: over 1, 5 and 15 minutes."""
+    return "load average " + ", ".join(f"{value:.1f}" for value in os.getloadavg())
