@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from spectra.cli import analyze, cache, dashboard, demo, index, plot, report, train
+from spectra.cli import analyze, cache, dashboard, demo, index, plot, report, sweep, train
 
 # In the order of `spectra --help`.
-_COMMANDS = (demo, train, index, analyze, plot, dashboard, report, cache)
+_COMMANDS = (demo, train, sweep, index, analyze, plot, dashboard, report, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from spectra.store.schema import (
     TRAINING,
     TRAINING_QUANTITIES,
 )
+from spectra.store.sweeps import Sweep, SweepRun, find_sweeps
 from spectra.store.tables import PartTable
 
 __all__ = [
@@ -23,8 +24,11 @@ __all__ = [
     "Attempt",
     "PartTable",
     "Run",
+    "Sweep",
+    "SweepRun",
     "expand_runs",
     "find_runs",
+    "find_sweeps",
     "read_runs",
     "software_versions",
     "whole_file",
