@@ -1,4 +1,4 @@
-"""What PEFT's methods call their tensors, and what their settings mean for the scaling."""
+"""What methods call their tensors in PEFT's files, and what their settings mean for the scaling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """One of PEFT's methods.
+    """One of PEFT's methods, or of this project's own.
 
     Attributes
     ----------
@@ -24,16 +24,22 @@ class Method:
     factors : tuple of str
         Tensors that show the matrix's shape, the first with m rows, the last with n columns;
         every layer must have them. Empty where the files do not show it.
+    start : tuple of str
+        Such factors of what was taken from W_0, whose product is subtracted; likewise.
     low_rank : bool
         Whether the update is a product of factors; otherwise PEFT merges the layer.
     shared : bool
         Whether the tensors that all layers share depend on the largest layer's shape.
+    ours : bool
+        Whether the tuner is this project's, and knows the update itself.
     """
 
     prefix: str
     factors: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
     low_rank: bool = False
     shared: bool = False
+    ours: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -41,9 +47,26 @@ METHODS: dict[str, Method] = {
     "ADALORA": Method("lora_", ("lora_B", "lora_A"), low_rank=True),
     "SORSA": Method(
         "sorsa_",
-        ("sorsa_u", "sorsa_s", "sorsa_vh", "sorsa_u0", "sorsa_s0", "sorsa_vh0"),
+        ("sorsa_u", "sorsa_s", "sorsa_vh"),
+        ("sorsa_u0", "sorsa_s0", "sorsa_vh0"),
         low_rank=True,
+        ours=True,
     ),
+    "MILORA": Method(
+        "milora_",
+        ("milora_b", "milora_a"),
+        ("milora_b0", "milora_a0"),
+        low_rank=True,
+        ours=True,
+    ),
+    "LORA_XS": Method(
+        "lora_xs_",
+        ("lora_xs_left", "lora_xs_core", "lora_xs_right"),
+        low_rank=True,
+        ours=True,
+    ),
+    "SVF": Method("svf_", ours=True),
+    "SVFT": Method("svft_", ours=True),
     "VERA": Method("vera_", low_rank=True, shared=True),
     "LOHA": Method("hada_"),
     "LOKR": Method("lokr_"),
@@ -66,6 +89,9 @@ METHODS: dict[str, Method] = {
     "PEANUT": Method("peanut_"),
 }
 """The methods that are read, by PEFT's names: those that the tests hold to PEFT's own merge."""
+
+POSITIONS = ("indices", "_rows", "_cols", "_pivot")
+"""How the names of a method's tensors end that are positions, and no floats."""
 
 BASE_REWRITING_LORA = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """LoRA initialisations that subtract the adapter's start from the stored base weight, so that
@@ -117,7 +143,7 @@ def method_name(settings: Settings) -> str:
         start = rewritten_base(settings)
         if start is not None:
             return next(name for name in BASE_REWRITING_LORA if start.startswith(name))
-    return kind.lower()
+    return kind.lower().replace("_", "-")
 
 
 def shape_and_rank(
@@ -133,27 +159,33 @@ def shape_and_rank(
         If a factor is missing, or factors do not fit.
     """
     kind = str(settings.get("peft_type"))
-    names = METHODS[kind].factors
+    method = METHODS[kind]
     if kind == "VERA":
         return _vera_shape_and_rank(shapes)
-    if not names:
+    if not method.factors:
         return (0, 0), None
-    if any(name not in shapes for name in names):
+    if any(name not in shapes for name in method.factors + method.start):
         raise ValueError("lacks a factor")
-    factors = [shapes[name] for name in names]
-    # SORSA's six are the trained three and the initial three.
-    size = min(len(factors), 3)
-    if not factors_fit(factors[:size]) or factors[size:] not in ([], factors[:size]):
+    factors = [shapes[name] for name in method.factors]
+    start = [shapes[name] for name in method.start]
+    if not _fit(kind, factors) or start not in ([], factors):
         raise ValueError("has factors that do not fit")
     if kind == "ADALORA" and shapes.get("lora_E") != (factors[0][1], 1):
         raise ValueError("lacks a factor, or has factors that do not fit")
     rank: int | None = factors[0][1]
-    if kind == "SORSA" or rewritten_base(settings):
+    if start or rewritten_base(settings):
         # Trained and initial factors side by side.
         rank = 2 * factors[0][1]
     if any(settings.get(setting) for setting in MERGED_VARIANTS):
         rank = None
-    return (factors[0][0], factors[size - 1][1]), rank
+    return (factors[0][0], factors[-1][1]), rank
+
+
+def _fit(kind: str, factors: list[tuple[int, ...]]) -> bool:
+    if kind == "LORA_XS":
+        left, core, right = factors
+        return factors_fit([left, right]) and core == (right[0], right[0])
+    return factors_fit(factors)
 
 
 def _vera_shape_and_rank(

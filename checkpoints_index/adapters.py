@@ -12,6 +12,7 @@ from torch import Tensor
 from checkpoints_index.adapter_methods import (
     MERGED_VARIANTS,
     METHODS,
+    POSITIONS,
     check_settings,
     method_name,
     rewritten_base,
@@ -30,9 +31,9 @@ from checkpoints_index.matrices import (
     locate,
 )
 from checkpoints_index.safetensors_files import TensorFile
-from checkpoints_index.snapshots import sorsa_weight
 from checkpoints_index.tensors import TensorStore
 from checkpoints_index.torch_files import TorchFile
+from checkpoints_index.updates import core_weight, moved_weight, sorsa_weight
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -167,10 +168,14 @@ class AdapterFolder:
 
     def read_factors(self, layer: AdapterLayer) -> Weight:
         """Read the low-rank update that the file itself has for a layer, scaling included."""
-        names = METHODS[self.kind].factors
-        parts = [self.read_tensor(layer, name) for name in names]
+        method = METHODS[self.kind]
+        parts = [self.read_tensor(layer, name) for name in method.factors + method.start]
         if self.kind == "SORSA":
             return sorsa_weight(TrainedFactors(*parts[:3]), TrainedFactors(*parts[3:]))
+        if self.kind == "MILORA":
+            return moved_weight(*parts)
+        if self.kind == "LORA_XS":
+            return core_weight(*parts)
         b, a = (part.double() for part in parts)
         if self.kind == "ADALORA":
             a = a * self.read_tensor(layer, "lora_E").double()  # (r, n)
@@ -229,7 +234,7 @@ class AdapterFolder:
             matrix = Matrix(name, *place, shape, weight.dtype)
             return AdapterLayer(path, tensors, matrix, whole=True)
         shapes = {inner: tensor.shape for inner, tensor in stored.items()}
-        needed = METHODS[self.kind].factors
+        needed = METHODS[self.kind].factors + METHODS[self.kind].start
         if needed and all(len(shapes.get(part, ())) > 2 for part in needed):
             # A convolution's.
             return None
@@ -238,7 +243,7 @@ class AdapterFolder:
         except ValueError as error:
             raise CheckpointError(f"{self._file.path}: {stem!r} {error}.") from error
         # Beside floats, some methods store positions.
-        floats = [stored[part] for part in needed or stored if not part.endswith("indices")]
+        floats = [stored[part] for part in needed or stored if not part.endswith(POSITIONS)]
         if not floats or any(tensor.dtype not in DTYPES.values() for tensor in floats):
             raise CheckpointError(f"{self._file.path}: {stem!r} is no matrix of floats.")
         return AdapterLayer(path, tensors, Matrix(name, *place, size, floats[0].dtype, rank))

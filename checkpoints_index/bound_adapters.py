@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor
 
 from checkpoints_index import peft_layers
@@ -21,6 +20,7 @@ from checkpoints_index.layouts import Stripes
 from checkpoints_index.logical import LogicalMatrix
 from checkpoints_index.matrices import Checkpoint, Matrix, Weight
 from checkpoints_index.stacks import Stacks
+from checkpoints_index.updates import moved_weight
 
 Update = tuple[Tensor, Tensor]
 
@@ -141,18 +141,21 @@ class BoundAdapter:
                 f"{tuple(b_0.shape)} and {tuple(a_0.shape)}, the trained ones {tuple(b.shape)} and "
                 f"{tuple(a.shape)}. Put the adapter saved before this training beside it."
             )
-        if torch.equal(b, b_0) and torch.equal(a, a_0):
-            return Weight()
-        return Weight(update=(torch.cat([b, -b_0], dim=1), torch.cat([a, a_0])))
+        return moved_weight(b, a, b_0, a_0)
 
     def _merged(self, layer: AdapterLayer, part: LogicalMatrix) -> Weight:
-        """Return what PEFT's own merge adds to the layer."""
+        """Return what the tuner's own code adds to the layer."""
         w_0 = self._base.read_layer(part.layer_path)
         tensors = self._adapter.read_all(layer)
         settings, extents = self._adapter.settings, self._shared_extents
         with _naming(self.path):
-            delta = peft_layers.merged(settings, layer.path, tensors, w_0, part.transposed, extents)
-        delta -= w_0
+            if METHODS[self._adapter.kind].ours:
+                delta = peft_layers.own_update(settings, layer.path, tensors, w_0, part.transposed)
+            else:
+                delta = peft_layers.merged(
+                    settings, layer.path, tensors, w_0, part.transposed, extents
+                )
+                delta -= w_0
         return Weight(delta=delta) if delta.any() else Weight()
 
     def _initial_update(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from checkpoints_index.adapter_methods import POSITIONS
 from checkpoints_index.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -86,20 +87,53 @@ def merged(
         If PEFT is not installed, or cannot do it.
     """
     with _peft(settings, path):
-        from peft import set_peft_model_state_dict
-
         # A copy, for PEFT writes to it.
-        model = _adapted(
-            settings, path, w_0.to(torch.float64, copy=True), conv1d, extents, empty=True
-        )
-        result: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
-        layer: Any = model.get_base_model().get_submodule(path)
-        lacking = [name for name, tensor in layer.state_dict().items() if tensor.is_meta]
-        if lacking or result.unexpected_keys:
-            raise ValueError(f"tensors do not fit: {[*lacking, *result.unexpected_keys][:3]}")
+        w_0 = w_0.to(torch.float64, copy=True)
+        layer = _loaded(settings, path, tensors, w_0, conv1d, extents)
         layer.double()
         layer.merge()
         return layer.get_base_layer().weight.detach()
+
+
+def own_update(
+    settings: Mapping[str, Any],
+    path: str,
+    tensors: dict[str, Tensor],
+    w_0: Tensor,
+    conv1d: bool = False,
+) -> Tensor:
+    """Return W_t − W_0 of one layer as this project's tuner has it, float64.
+
+    What the adapter's file leaves out is computed from W_0 again, as when the adapter is loaded
+    for training: in the layer's own dtype, for it decides that of the factors.
+
+    Parameters
+    ----------
+    settings, path, tensors, w_0, conv1d
+        As of `merged`.
+
+    Raises
+    ------
+    CheckpointError
+        If PEFT is not installed, the tuner cannot do it, or W_0 is another than the adapter's.
+    """
+    with _peft(settings, path):
+        import spectra.methods  # noqa: F401  # makes the tuners known to PEFT
+
+        # Of another base, or of vectors that are not the adapter's.
+        warnings.filterwarnings("error", message=rf"\S+ adapter '{_ADAPTER}'")
+        for name, tensor in tensors.items():
+            if name.endswith(POSITIONS) and (
+                tensor.dtype != torch.int32 or bool((tensor < 0).any())
+            ):
+                raise ValueError(f"{name} must hold positions from 0 on, int32")
+        settings = {**settings, "init_weights": False}
+        layer = _loaded(settings, path, tensors, w_0, conv1d, {})
+        own = [name for name in layer.state_dict() if name.endswith(f".{_ADAPTER}")]
+        needed = {name.removesuffix(f".{_ADAPTER}") for name in own}
+        if needed != {name.rpartition(".")[2] for name in tensors}:
+            raise ValueError(f"it needs {', '.join(sorted(needed))}")
+        return layer.get_delta_weight(_ADAPTER)
 
 
 def initial_factors(
@@ -143,6 +177,26 @@ def vera_projections(
         model = _adapted(settings, path, w_0, False, dict(others), empty=True)
         tuner: Any = model.base_model
         return tuner.vera_B[_ADAPTER].double(), tuner.vera_A[_ADAPTER].double()
+
+
+def _loaded(
+    settings: Mapping[str, Any],
+    path: str,
+    tensors: dict[str, Tensor],
+    weight: Tensor,
+    conv1d: bool,
+    extents: Mapping[str, tuple[int, int]],
+) -> Any:
+    """Return the adapted layer with its stored tensors."""
+    from peft import set_peft_model_state_dict
+
+    model = _adapted(settings, path, weight, conv1d, extents, empty=True)
+    result: Any = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True)
+    layer: Any = model.get_base_model().get_submodule(path)
+    lacking = [name for name, tensor in layer.state_dict().items() if tensor.is_meta]
+    if lacking or result.unexpected_keys:
+        raise ValueError(f"tensors do not fit: {[*lacking, *result.unexpected_keys][:3]}")
+    return layer
 
 
 def _adapted(

@@ -16,33 +16,15 @@ from torch import Tensor
 
 from checkpoints_index.errors import CheckpointError
 from checkpoints_index.layouts import Stripes
-from checkpoints_index.matrices import DTYPES, Matrix, factors_fit, locate
+from checkpoints_index.matrices import DTYPES, Matrix, locate
 from checkpoints_index.safetensors_files import TensorFile
+from checkpoints_index.snapshot_kinds import PARTS, SCALED, SHAPED, fitted
 from checkpoints_index.stacked_names import expand, own_label
 from checkpoints_index.tensors import StoredTensor
 
 FORMAT = 2
 METADATA_KEY = "spectra"
 LAYERS_KEY = "spectra.layers"
-PARTS = {
-    "dense": ("weight",),
-    "delta": ("delta",),
-    "lora": ("lora_a", "lora_b"),
-    "residual-lora": ("lora_a", "lora_b"),
-    "adalora": ("lora_a", "lora_b", "lora_e", "ranknum"),
-    "dora": ("lora_a", "lora_b", "magnitude"),
-    "sorsa": ("sorsa_u", "sorsa_s", "sorsa_vh"),
-    "residual": ("lora_a0", "lora_b0"),
-}
-"""The tensors of each kind of layer; the last kind is a base's, beside the ``weight`` of each
-matrix."""
-SCALED = ("lora", "residual-lora", "adalora", "dora", "residual")
-"""The kinds that have a scaling."""
-INITIAL_PARTS = {
-    "sorsa": ("sorsa_u0", "sorsa_s0", "sorsa_vh0"),
-    "residual-lora": PARTS["residual"],
-}
-"""What the base's snapshot holds beside ``weight`` for the layers of a kind."""
 
 # Bytes of all names of a file together, and of what is noted of each beside its characters. The
 # 47,000 experts of the largest models take 34 million with the two factors of each; nothing else
@@ -63,6 +45,8 @@ class Recorded:
         One of `PARTS`.
     layer : str
         Path of the layer under which the parts are stored.
+    layer_shape : tuple of int
+        (out_features, in_features) of the layer.
     scaling : float
         1 where the kind has none.
     outputs : Stripes, optional
@@ -72,6 +56,7 @@ class Recorded:
     matrix: Matrix
     kind: str
     layer: str
+    layer_shape: tuple[int, int]
     scaling: float
     outputs: Stripes | None
 
@@ -156,7 +141,7 @@ def read_header(file: TensorFile) -> Header:
         raise CheckpointError(
             f"{file.path} is a safetensors file, but no Spectra snapshot ({error!r})."
         ) from error
-    described = tuple((name, shape, file.dtypes[name]) for name, shape in file.shapes.items())
+    described = tuple((name, tensor.shape, tensor.dtype) for name, tensor in file.tensors.items())
     try:
         return Header(own["id"], own.get("base"), step, _contents(layers, described))
     except ValueError as error:
@@ -178,7 +163,7 @@ def _contents(layers: str, described: _Described) -> Contents:
         alone = expanded == [stacked]
         if not alone and shape[:1] != (len(expanded),):
             raise ValueError(f"{stacked!r:.200} must have one row for each of its layers")
-        stored = StoredTensor(shape if alone else shape[1:], DTYPES.get(dtype, dtype))
+        stored = StoredTensor(shape if alone else shape[1:], dtype)
         for row, name in enumerate(expanded):
             if name in tensors:
                 raise ValueError(f"it has {name!r:.200} twice")
@@ -227,13 +212,15 @@ def _matrices(entry: Any, names: _Names, tensors: Mapping[str, StoredTensor]) ->
         sizes = [_NOTED_BYTES + len(part or "") + 6 * len(label or "") for part, label, _ in labels]
         paths = names.expand(pattern, sum(sizes))
         scaling = float(entry["scaling"]) if kind in SCALED else 1.0
+        told = _told_shape(entry["shape"]) if kind in SHAPED else None
         indices = entry.get("layers", [None] * len(paths))
         if len(indices) != len(paths) or not math.isfinite(scaling):
             raise TypeError
     except (AttributeError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(f"{str(entry)[:200]!r} does not describe layers") from error
     for path, index in zip(paths, indices, strict=True):
-        outputs, inputs, dtype, rank = _shape(path, kind, tensors)
+        layer_shape, dtype, rank = _shape(path, kind, tensors, told)
+        outputs, inputs = layer_shape
         if kind == "delta":
             dtype = entry.get("dtype")
             if dtype not in DTYPES.values():
@@ -252,38 +239,38 @@ def _matrices(entry: Any, names: _Names, tensors: Mapping[str, StoredTensor]) ->
                 if weight is None or weight.shape != shape or not weight.can_be_weight:
                     raise ValueError(f"{name!r:.200} must have a weight that fits its factors")
             yield Recorded(
-                Matrix(name, layer, module, shape, dtype, rank), kind, path, scaling, run
+                Matrix(name, layer, module, shape, dtype, rank),
+                kind,
+                path,
+                layer_shape,
+                scaling,
+                run,
             )
 
 
 def _shape(
-    path: str, kind: str, tensors: Mapping[str, StoredTensor]
-) -> tuple[int, int, str, int | None]:
-    """Return outputs, inputs, dtype and rank of a layer, of which no part may be missing or odd."""
+    path: str, kind: str, tensors: Mapping[str, StoredTensor], told: tuple[int, int] | None
+) -> tuple[tuple[int, int], str, int | None]:
+    """Return shape, dtype and rank of a layer, of which no part may be missing or odd."""
     parts = [f"{path}.{part}" for part in PARTS[kind]]
     missing = [p for p in parts if p not in tensors]
     if missing:
         raise ValueError(f"it has no tensor {missing[0]!r:.200}")
     shapes = [tensors[p].shape for p in parts]
     dtypes = [tensors[p].dtype for p in parts]
-    if kind in ("dense", "delta"):
-        factors, fit = [shapes[0], shapes[0]], len(shapes[0]) == 2
-    elif kind == "sorsa":
-        factors, fit = [shapes[0], shapes[2]], factors_fit(shapes)
-    else:
-        # Named in the order of their use, A before B.
-        factors = [shapes[1], shapes[0]]
-        fit = factors_fit(factors)
-        if fit and kind == "adalora":
-            fit = shapes[2:] == [(factors[1][0], 1), (1,)]
-        if fit and kind == "dora":
-            fit = shapes[2] == (factors[0][0],)
-    if not fit or not set(dtypes) <= set(DTYPES.values()) or 0 in (factors[0] + factors[1]):
+    found = fitted(kind, shapes, told)
+    empty = any(0 in shape for shape in shapes)
+    if found is None or empty or not set(dtypes) <= set(DTYPES.values()):
         raise ValueError(f"{path!r:.200} must be a matrix of floats, or factors of one")
-    ranks = {"lora": 1, "adalora": 1, "residual-lora": 2, "sorsa": 2}
-    rank = ranks[kind] * factors[1][0] if kind in ranks else None
-    dtype = "float64" if kind == "residual" else dtypes[0]
-    return factors[0][0], factors[1][1], dtype, rank
+    shape, rank = found
+    return shape, "float64" if kind == "residual" else dtypes[0], rank
+
+
+def _told_shape(given: Any) -> tuple[int, int]:
+    # As many rows and columns as no matrix has; more could not be counted in products.
+    if isinstance(given, list) and len(given) == 2 and all(map(_is_size, given)):
+        return given[0], given[1]
+    raise TypeError
 
 
 def _stripes(given: Any, outputs: int, path: str) -> Stripes:
@@ -300,3 +287,7 @@ def _is_text(value: object) -> bool:
 
 def _is_index(value: object) -> bool:
     return type(value) is int and 0 <= value < 10**6
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**31

@@ -12,6 +12,7 @@ layer        the path, or that of several
 kind         one of the table below
 scaling      of LoRA's kinds: what the product of the factors is multiplied with
 dtype        of ``delta``: what W_t is stored as in training
+shape        of ``svf``, ``svft`` and ``lora-xs``: rows and columns of the layer's weight
 layers       indices of the layers, where they are not the first numbers in the paths
 matrices     the logical matrices that the layer holds, if not just itself: objects with
              ``part`` (the last part of the matrix's path, instead of the layer's), ``module``
@@ -31,14 +32,24 @@ adalora       lora_a, lora_b, lora_e, ranknum   W_0 + scaling / (ranknum + 1e-5)
 dora          lora_a, lora_b, magnitude         rows of V = W_0 + scaling · B A, at the lengths
                                                 that magnitude says
 sorsa         sorsa_u, sorsa_s, sorsa_vh        W_0 + U_p diag(S_p) V_pᵀ − U_0 diag(S_0) V_0ᵀ
+milora        milora_a, milora_b                W_0 + B A − B_0 A_0
+svf           svf_delta                         W_0 + U diag(delta) Vᵀ
+svft          svft_values                       W_0 + U M Vᵀ, M having the values at its rows and
+                                                columns
+lora-xs       lora_xs_core                      W_0 + L core R
 ============= ================================= ==============================================
 
 ``base.safetensors`` has the same form and holds what is the same at every step: W_0 as ``weight``
-of every matrix (kind ``dense``), and SORSA's initial factors as ``sorsa_u0``, ``sorsa_s0``,
-``sorsa_vh0`` of their layers. Of a LoRA whose start was subtracted from the base (PiSSA and its
-relatives) it has kind ``residual``: the residual as ``weight`` in its own dtype, and the start's
-factors as ``lora_a0``, ``lora_b0``, of which W_0 = weight + scaling · B_0 A_0 is computed in
-float64, so that nothing is rounded.
+of every matrix (kind ``dense``), and what the adapters of the last five kinds took from W_0, under
+their layers' names: SORSA's and MiLoRA's initial factors (``sorsa_u0``, ``sorsa_s0``,
+``sorsa_vh0``; ``milora_a0``, ``milora_b0``), the vectors of SVF and SVFT (``svf_u``, ``svf_vh``;
+``svft_u``, ``svft_vh``) with the places of SVFT's values (``svft_rows``, ``svft_cols``, int32,
+counted from 0), and L and R of LoRA-XS (``lora_xs_left``, ``lora_xs_right``).
+
+Of a LoRA whose start was subtracted from the base (PiSSA and its relatives) it has kind
+``residual``: the residual as ``weight`` in its own dtype, and the start's factors as ``lora_a0``,
+``lora_b0``, of which W_0 = weight + scaling · B_0 A_0 is computed in float64, so that nothing is
+rounded.
 
 In format 1, still read, ``spectra`` has ``matrices``, which maps the path of each matrix to its
 ``kind`` and ``scaling``; nothing is stacked.
@@ -55,10 +66,12 @@ from torch import Tensor
 
 from checkpoints_index.adapter_methods import ADALORA_EPSILON
 from checkpoints_index.errors import CheckpointError
-from checkpoints_index.matrices import Checkpoint, Matrix, TrainedFactors, Weight
+from checkpoints_index.matrices import DTYPES, Checkpoint, Matrix, TrainedFactors, Weight
 from checkpoints_index.safetensors_files import TensorFile
-from checkpoints_index.snapshot_headers import INITIAL_PARTS, PARTS, Recorded, read_header
+from checkpoints_index.snapshot_headers import Recorded, read_header
+from checkpoints_index.snapshot_kinds import INDICES, INITIAL_PARTS, PARTS, initial_shapes
 from checkpoints_index.tensors import StoredTensor
+from checkpoints_index.updates import core_weight, full_rank_weight, moved_weight, sorsa_weight
 
 BASE_FILE = "base.safetensors"
 
@@ -144,16 +157,19 @@ class Snapshot:
         return Snapshot(self.path.with_name(BASE_FILE))
 
     def initial(self, recorded: Recorded) -> Iterator[Tensor]:
-        """Yield the initial factors of a matrix's layer, which the base's snapshot holds."""
-        trained = PARTS[recorded.kind]
-        for initial, part in zip(INITIAL_PARTS[recorded.kind], trained, strict=True):
-            factor = self.beside.read_tensor(f"{recorded.layer}.{initial}")
-            if factor.shape != self.tensors[f"{recorded.layer}.{part}"].shape:
+        """Yield what a matrix's layer took from W_0, which the base's snapshot holds."""
+        trained = [self.tensors[f"{recorded.layer}.{p}"].shape for p in PARTS[recorded.kind]]
+        shapes = initial_shapes(recorded.kind, recorded.layer_shape, trained)
+        for part, shape in zip(INITIAL_PARTS[recorded.kind], shapes, strict=True):
+            name = f"{recorded.layer}.{part}"
+            stored = self.beside.tensors.get(name)
+            dtypes = ("int32",) if part in INDICES else DTYPES.values()
+            if stored is not None and (stored.shape != shape or stored.dtype not in dtypes):
                 raise CheckpointError(
-                    f"{self.beside.path}: the initial factors of {recorded.layer!r} have other "
-                    f"shapes than the trained ones in {self.path.name}."
+                    f"{self.beside.path}: {name!r} has shape {stored.shape} and dtype "
+                    f"{stored.dtype}, but {self.path.name} needs {shape}."
                 )
-            yield factor
+            yield self.beside.read_tensor(name)
 
 
 # From the tensors of a kind to W_t.
@@ -171,13 +187,11 @@ def _lora(snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor) -> Weigh
     return Weight(update=recorded.product(b, a))
 
 
-def _residual_lora(snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor) -> Weight:
+def _moved(snapshot: Snapshot, recorded: Recorded, a: Tensor, b: Tensor) -> Weight:
     a_0, b_0 = snapshot.initial(recorded)
-    if torch.equal(a, a_0) and torch.equal(b, b_0):
-        return Weight()
     left, right = recorded.product(b, a)
     left_0, right_0 = recorded.product(b_0, a_0)
-    return Weight(update=(torch.cat([left, -left_0], dim=1), torch.cat([right, right_0])))
+    return moved_weight(left, right, left_0, right_0)
 
 
 def _adalora(
@@ -210,6 +224,31 @@ def _sorsa(snapshot: Snapshot, recorded: Recorded, u: Tensor, s: Tensor, vh: Ten
     return weight if recorded.outputs is None else Weight(update=weight.update)
 
 
+def _svf(snapshot: Snapshot, recorded: Recorded, delta: Tensor) -> Weight:
+    u, vh = snapshot.initial(recorded)
+    return full_rank_weight(recorded.of(u), delta, vh)
+
+
+def _svft(snapshot: Snapshot, recorded: Recorded, values: Tensor) -> Weight:
+    u, vh, rows, cols = snapshot.initial(recorded)
+    k = len(vh)
+    for places in (rows, cols):
+        first, last = int(places.min()), int(places.max())
+        if first < 0 or last >= k:
+            raise CheckpointError(
+                f"{snapshot.beside.path}: the values of {recorded.layer!r} must be at rows and "
+                f"columns from 0 to {k - 1}, they are at {first} to {last}."
+            )
+    m = torch.zeros(k, k, dtype=torch.float64)
+    m[rows.long(), cols.long()] = values.double()
+    return full_rank_weight(recorded.of(u), m, vh)
+
+
+def _lora_xs(snapshot: Snapshot, recorded: Recorded, core: Tensor) -> Weight:
+    left, right = snapshot.initial(recorded)
+    return core_weight(recorded.of(left), core, right)
+
+
 def _residual(snapshot: Snapshot, recorded: Recorded, a_0: Tensor, b_0: Tensor) -> Weight:
     left, right = recorded.product(b_0, a_0)
     return Weight(dense=snapshot.read_tensor(f"{recorded.matrix.name}.weight") + left @ right)
@@ -219,19 +258,13 @@ _READ: dict[str, Callable[..., Weight]] = {
     "dense": _dense,
     "delta": _delta,
     "lora": _lora,
-    "residual-lora": _residual_lora,
+    "residual-lora": _moved,
     "adalora": _adalora,
     "dora": _dora,
     "sorsa": _sorsa,
+    "milora": _moved,
+    "svf": _svf,
+    "svft": _svft,
+    "lora-xs": _lora_xs,
     "residual": _residual,
 }
-
-
-def sorsa_weight(trained: TrainedFactors, initial: TrainedFactors) -> Weight:
-    """W_t of a SORSA adapter: its trained principal part in the place of the initial one."""
-    u, s, vh = trained.u.double(), trained.s.double(), trained.vh.double()
-    u0, s0, vh0 = initial.u.double(), initial.s.double(), initial.vh.double()
-    if torch.equal(u, u0) and torch.equal(s, s0) and torch.equal(vh, vh0):
-        return Weight(factors=trained)
-    b = torch.cat([u * s, -u0 * s0], dim=1)  # (m, 2r)
-    return Weight(update=(b, torch.cat([vh, vh0])), factors=trained)

@@ -141,6 +141,36 @@ def sorsa(model: nn.Module, **changes: Any) -> Any:
         return get_peft_model(model, SorsaConfig(**(options | changes)))
 
 
+def milora(model: nn.Module, **changes: Any) -> Any:
+    """`model` with a MiLoRA adapter of rank 3 on `MODULES`."""
+    return _tuned(model, "MiloraConfig", {"r": 3} | changes)
+
+
+def svf(model: nn.Module, **changes: Any) -> Any:
+    """`model` with an SVF adapter on `MODULES`."""
+    return _tuned(model, "SvfConfig", changes)
+
+
+def svft(model: nn.Module, **changes: Any) -> Any:
+    """`model` with an SVFT adapter of a banded pattern on `MODULES`."""
+    return _tuned(model, "SvftConfig", {"pattern": "banded", "off_diagonals": 2} | changes)
+
+
+def lora_xs(model: nn.Module, **changes: Any) -> Any:
+    """`model` with a LoRA-XS adapter of rank 3 on `MODULES`."""
+    return _tuned(model, "LoraXsConfig", {"r": 3} | changes)
+
+
+def _tuned(model: nn.Module, config: str, options: Mapping[str, Any]) -> Any:
+    from peft import get_peft_model
+
+    import spectra.methods
+
+    with seeded(1):
+        settings = {"target_modules": list(MODULES)} | dict(options)
+        return get_peft_model(model, getattr(spectra.methods, config)(**settings))
+
+
 def plain(model: nn.Module) -> Any:
     """`model` with only the weights of `MODULES` trainable: partial fine-tuning."""
     for name, parameter in model.named_parameters():

@@ -7,29 +7,36 @@ from typing import Any
 
 from spectra import load
 from spectra.cli.options import add_command, add_modules, names, quiet_transformers
+from spectra.training import METHODS, PRESETS, preset
+from spectra.training.settings import PRECISIONS
 
-# Options of `spectra train` that override a field of TrainSettings, with type and help.
-_TRAIN_OPTIONS: dict[str, tuple[type, str]] = {
-    "learning_rate": (float, "maximum learning rate (Table 2: 3e-5 for sorsa, else 2e-5)"),
-    "rank": (int, "rank of the adapter (Table 2: 128)"),
+# Options that override a field of TrainSettings, with type and help.
+_FIELDS: dict[str, tuple[type, str]] = {
+    "learning_rate": (float, "maximum learning rate"),
+    "rank": (int, "rank of the adapter, or of GaLore's gradients"),
     "alpha": (float, "LoRA's alpha; its scaling is alpha/rank (default: the rank)"),
-    "gamma": (float, "learning rate of SORSA's regularizer (Table 2: 5e-4)"),
+    "gamma": (float, "learning rate of SORSA's regularizer"),
     "reduction": (str, "mean or sum of the regularizer over factors (default: mean)"),
-    "epochs": (float, "passes over the data (default: 1)"),
+    "epochs": (float, "passes over the data"),
     "max_steps": (int, "optimizer steps, instead of epochs"),
-    "batch_size": (int, "examples per optimizer step (default: 128)"),
-    "micro_batch_size": (int, "examples per forward pass (default: 4)"),
+    "batch_size": (int, "examples per optimizer step"),
+    "micro_batch_size": (int, "examples per forward pass"),
     "squared": (bool, "square the regularizer's norms, as the author's blog does"),
     "clip_together": (bool, "clip the gradients of task and regularizer together"),
-    "max_length": (int, "tokens of prompt and response (default: 512)"),
-    "warmup_ratio": (float, "share of the steps that warm up (default: 0.03)"),
-    "weight_decay": (float, "weight decay (default: 0)"),
-    "max_grad_norm": (float, "clip the gradient's norm; 0 does not (default: 0)"),
-    "seed": (int, "seed of initialisation, data order and dropout (default: 42)"),
-    "every": (int, "steps between snapshots (default: 50)"),
-    "save_every": (int, "steps between checkpoints to resume from (default: 50)"),
+    "max_length": (int, "tokens of prompt and response"),
+    "warmup_ratio": (float, "share of the steps that warm up"),
+    "weight_decay": (float, "weight decay"),
+    "max_grad_norm": (float, "clip the gradient's norm; 0 does not"),
+    "precision": (str, "of products; auto: bfloat16 and TF32 where the GPU has them"),
+    "gradient_checkpointing": (bool, "less memory for activations, a third more time"),
+    "torch_compile": (bool, "compile the model"),
+    "held_out": (str, "file of questions and answers whose perplexity is followed"),
+    "other_text": (str, "file of plain text whose perplexity is followed"),
+    "seed": (int, "seed of initialisation, data order and dropout"),
+    "every": (int, "steps between snapshots"),
+    "save_every": (int, "steps between checkpoints to resume from"),
 }
-_CHOICES = {"reduction": ("mean", "sum")}
+_CHOICES = {"reduction": ("mean", "sum"), "precision": PRECISIONS}
 
 
 def add(commands: Any) -> None:
@@ -38,17 +45,31 @@ def add(commands: Any) -> None:
         commands,
         "train",
         _train,
-        "fine-tune with the hook attached; settings are Table 2's unless given",
+        "fine-tune with the hook attached; settings are the preset's unless given",
         "spectra train --model ./smollm2 --method sorsa --data train.jsonl --out runs/sorsa",
     )
     command.add_argument("--model", required=True, help="folder or hub id")
-    command.add_argument(
-        "--method", default="sorsa", choices=("sorsa", "sorsa-noreg", "lora", "partial-ft")
-    )
+    command.add_argument("--method", default="sorsa", choices=METHODS)
     command.add_argument("--data", required=True, help="JSONL or Parquet file, or a datasets id")
     command.add_argument("--out", required=True, help="the run's folder; continued if it exists")
+    command.add_argument(
+        "--preset",
+        default="table-2",
+        choices=PRESETS,
+        help="settings: the paper's Table 2 (analysis) or 3 (all linear layers), or for small "
+        "machines (default: %(default)s)",
+    )
     add_modules(command)
-    for name, (kind, text) in _TRAIN_OPTIONS.items():
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        type=_option,
+        help="a setting of the method's own: "
+        + "; ".join(f"{m.name} {', '.join(m.options)}" for m in METHODS.values() if m.options),
+    )
+    for name, (kind, text) in _FIELDS.items():
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
             command.add_argument(option, action="store_true", default=None, help=text)
@@ -59,9 +80,15 @@ def add(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> None:
     trainer = load("spectra.training.trainer", "train")
     quiet_transformers()
-    from spectra.training import table_2
-
-    changes = {name: getattr(options, name) for name in _TRAIN_OPTIONS}
-    settings = table_2(options.method, modules=names(options.modules), **changes)
+    changes = {name: getattr(options, name) for name in _FIELDS}
+    changes |= {"modules": names(options.modules), "options": dict(options.option)}
+    settings = preset(options.preset, options.method, **changes)
     run = trainer.train(options.model, options.data, options.out, settings)
     print(f"Recorded in {run.path}. Next: spectra analyze {run.path}")
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, value

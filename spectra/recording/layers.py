@@ -14,12 +14,26 @@ from checkpoints_index.adapter_methods import UNREAD_LORA, method_name, rewritte
 from checkpoints_index.layouts import Stripes
 from checkpoints_index.logical import LogicalMatrix, logical_matrices
 from checkpoints_index.matrices import DTYPES, torch_dtype_name
-from checkpoints_index.snapshot_headers import INITIAL_PARTS, PARTS
+from checkpoints_index.snapshot_kinds import INDICES, INITIAL_PARTS, PARTS, SCALED, SHAPED
 from spectra.recording.gathering import whole_shape
 from spectra.recording.live_weights import Live, LiveWeight, configuration, live_weights
 
-RECORDED = "LoRA, rsLoRA, DoRA, AdaLoRA, PiSSA, OLoRA, CorDA, LoRA-GA, SORSA and plain layers"
+RECORDED = (
+    "LoRA, rsLoRA, DoRA, AdaLoRA, PiSSA, OLoRA, CorDA, LoRA-GA, SORSA, MiLoRA, SVF, SVFT, LoRA-XS "
+    "and plain layers"
+)
 """What is recorded, for messages."""
+
+# The project's own tuners, by their kinds: what the layer calls the factors with one row for each
+# output and with one column for each input. Their parts have the names that the layer gives them,
+# and their base holds W_0 itself.
+_OWN = {
+    "sorsa": ("sorsa_u", "sorsa_vh"),
+    "milora": ("milora_b", "milora_a"),
+    "svf": ("svf_u", "svf_vh"),
+    "svft": ("svft_u", "svft_vh"),
+    "lora-xs": ("lora_xs_left", "lora_xs_right"),
+}
 
 # LoRA variants that are merged like LoRA itself: MiCA only freezes B.
 _LIKE_LORA = {"MiCALinearVariant"}
@@ -87,7 +101,7 @@ class RecordedLayer:
     name : str
         Clean path of the logical matrix, or of the adapted layer.
     kind : str
-        One of `checkpoints_index.snapshot_headers.PARTS`.
+        One of `checkpoints_index.snapshot_kinds.PARTS`.
     parts : tuple of Part
         W_t: in every snapshot.
     base_parts : tuple of Part
@@ -197,8 +211,9 @@ class _Adapter:
     def recorded(self) -> RecordedLayer:
         """Return what is recorded; raises ValueError where nothing can be."""
         layer = self._layer
-        if hasattr(layer, "sorsa_u"):
-            held, kind = layer.sorsa_u, "sorsa"
+        own = next((kind for kind in _OWN if hasattr(layer, PARTS[kind][0])), None)
+        if own is not None:
+            held, kind = getattr(layer, PARTS[own][0]), own
         elif hasattr(layer, "lora_A") and not hasattr(layer, "parameter_name"):
             held, kind = layer.lora_A, "adalora" if hasattr(layer, "lora_E") else "lora"
         else:
@@ -214,21 +229,23 @@ class _Adapter:
         self._adapter = active[0]
         settings = self._settings()
         kind = self._lora_kind(settings) if kind == "lora" else kind
-        self._refuse_other_shape(kind)
+        shape = self._checked_shape(kind)
         entry: dict[str, Any] = {}
-        if kind != "sorsa":
+        if kind in SCALED:
             entry["scaling"] = float(layer.scaling[self._adapter])
+        if kind in SHAPED:
+            entry["shape"] = list(shape)
         return RecordedLayer(
             self._name,
             kind,
             tuple(self._part(name) for name in PARTS[kind]),
             (
                 *(_base_weight(self._weight, m, fixed=True) for m in self._matrices),
-                *(self._part(name, fixed=kind == "sorsa") for name in INITIAL_PARTS.get(kind, ())),
+                *(self._part(name, fixed=kind in _OWN) for name in INITIAL_PARTS.get(kind, ())),
             ),
             tuple(map(self._placed, self._matrices)),
             entry,
-            "sorsa" if kind == "sorsa" else method_name(settings),
+            own or method_name(settings),
         )
 
     def _placed(self, matrix: LogicalMatrix) -> RecordedMatrix:
@@ -240,13 +257,14 @@ class _Adapter:
     def _part(self, name: str, fixed: bool = False) -> Part:
         live = self._live(name)
         tensor = live()
-        if torch_dtype_name(tensor.dtype) not in DTYPES.values():
+        dtypes = ("int32",) if name in INDICES else DTYPES.values()
+        if torch_dtype_name(tensor.dtype) not in dtypes:
             raise self._unrecorded(f"factors of {torch_dtype_name(tensor.dtype)}")
         return Part(self._name, name, live, _whole, whole_shape(tensor), tensor.dtype, fixed)
 
     def _live(self, name: str) -> Live:
         layer = self._layer
-        if name.startswith("sorsa_"):
+        if hasattr(layer, name):
             return Live(getattr(layer, name), self._adapter, item=True)
         owner = {
             "lora_a": "lora_A",
@@ -288,9 +306,10 @@ class _Adapter:
             return "residual-lora"
         return "dora" if name == _DORA else "lora"
 
-    def _refuse_other_shape(self, kind: str) -> None:
+    def _checked_shape(self, kind: str) -> tuple[int, int]:
+        """Return the layer's shape (m, n), of which the adapter must be too."""
         first = self._matrices[0]
-        names = ("sorsa_u", "sorsa_vh") if kind == "sorsa" else ("lora_b", "lora_a")
+        names = _OWN.get(kind, ("lora_b", "lora_a"))
         b, a = (whole_shape(self._live(name)()) for name in names)
         outputs = first.outputs
         if outputs is None or not self._weight.parameter.name == "weight":
@@ -305,6 +324,7 @@ class _Adapter:
                 f"{a[1]} to {b[0]}{' and takes it as transposed' * transposed}. Give the model a "
                 "configuration with its model_type."
             )
+        return shape
 
     def _unrecorded(self, what: str) -> ValueError:
         return ValueError(

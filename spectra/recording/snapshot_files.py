@@ -23,7 +23,7 @@ from checkpoints_index.stacked_names import own_label, shared_label, stack
 from spectra.recording.layers import Part, RecordedLayer, RecordedMatrix
 from spectra.store import whole_file
 
-_DTYPE_NAMES = {name: short for short, name in DTYPES.items()}
+_DTYPE_NAMES = {name: short for short, name in DTYPES.items()} | {"int32": "I32"}
 # Headers end where the numbers after them are aligned, as the safetensors library has it.
 _ALIGNMENT = 8
 

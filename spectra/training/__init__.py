@@ -1,10 +1,11 @@
 """The bundled trainer: data, settings, methods by name, the training loop.
 
-What needs Transformers and PEFT is in its modules, so that `prompts`, `generate` and `settings`
-import without them.
+What needs Transformers and PEFT is in its modules, so that `methods`, `prompts`, `generate` and
+`settings` import without them.
 """
 
+from spectra.training.methods import METHODS, Method
 from spectra.training.prompts import PROMPT
-from spectra.training.settings import TrainSettings, table_2
+from spectra.training.settings import PRESETS, TrainSettings, preset, table_2
 
-__all__ = ["PROMPT", "TrainSettings", "table_2"]
+__all__ = ["METHODS", "PRESETS", "PROMPT", "Method", "TrainSettings", "preset", "table_2"]

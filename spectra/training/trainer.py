@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,9 +28,15 @@ from transformers import (
 
 from spectra.recording.callback import SpectraCallback
 from spectra.store import Run, whole_file
-from spectra.training.adaptation import adapt
+from spectra.training.adalora import AdaLoraCallback
+from spectra.training.adaptation import adapt, block_layers
+from spectra.training.cost import CostCallback
 from spectra.training.data import read_pairs, tokenize
+from spectra.training.galore import galore_allowed, galore_arguments
+from spectra.training.lisa import LisaCallback
+from spectra.training.methods import METHODS
 from spectra.training.regularizer import SorsaRegularizerCallback
+from spectra.training.residuals import initial_factors, save_as_lora
 from spectra.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
@@ -38,6 +47,8 @@ _KEPT_CHECKPOINTS = 2
 FINAL = "final"
 """Folder of the trained adapter or model in a run; it appears whole, when all is done."""
 _UNFINISHED = ".final-unfinished"
+# Beside the checkpoints: what a method that rewrites the base began with.
+_INITIAL = "initial.safetensors"
 
 
 def train(
@@ -86,7 +97,10 @@ def train(
     loaded, tokenizer = _load(model)
     examples = tokenize(pairs, tokenizer, settings.max_length)
     transformers.set_seed(settings.seed)
-    adapted = adapt(loaded, settings)
+    if settings.gradient_checkpointing:
+        _checkpoint_activations(loaded)
+    checkpoint = _last_complete(run)
+    adapted, initial = _adapted(loaded, settings, run, continues=checkpoint is not None)
 
     recording = SpectraCallback(
         run.path,
@@ -98,42 +112,98 @@ def train(
         # A finished run does not come here; one whose end was lost is done again from before.
         overwrite=True,
     )
+    cost = CostCallback()
     trainer = Trainer(
         model=adapted,
-        args=_arguments(run, settings),
+        args=_arguments(run, settings, loaded),
         train_dataset=examples,
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-        callbacks=[recording, _MarkComplete()],
+        # First the cost, which counts what is trained, and the recording, which looks for it:
+        # methods may freeze a part.
+        callbacks=[cost, recording],
     )
-    if settings.method.startswith("sorsa"):
-        trainer.add_callback(
-            SorsaRegularizerCallback(
-                settings.gamma,
-                reduction=settings.reduction,
-                squared=settings.squared,
-                max_grad_norm=settings.max_grad_norm if settings.clip_together else None,
-                on_value=lambda step, loss: recording.recorder.log(step, ortho_loss=loss),
-            )
-        )
+    for callback in _method_callbacks(trainer, settings, recording):
+        trainer.add_callback(callback)
+    # Last: when it is told, all others have saved what is theirs.
+    trainer.add_callback(_MarkComplete())
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     if progress:
         trainer.add_callback(_Bar())
-    trainer.train(resume_from_checkpoint=_last_complete(run))
+    is_galore = settings.method == "galore"
+    with galore_allowed(trainer, settings) if is_galore else nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoint)
 
     unfinished = run.path / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.save_model(str(unfinished))
+    if initial:
+        save_as_lora(adapted, initial, unfinished)
+    else:
+        trainer.save_model(str(unfinished))
     tokenizer.save_pretrained(unfinished)
+    run.update_settings(cost=cost.measured)
     unfinished.rename(run.path / FINAL)
     # They are there to resume from; the run's result is its snapshots and final/.
     shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     return run
 
 
-def _arguments(run: Run, settings: TrainSettings) -> TrainingArguments:
-    # TF32 and bfloat16, as in Table 2, where the hardware has them.
+def _adapted(
+    model: PreTrainedModel, settings: TrainSettings, run: Run, continues: bool
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the model to train and, if its base was rewritten, what it began with."""
+    if not METHODS[settings.method].rewrites_base:
+        return adapt(model, settings), {}
+    path = run.checkpoints_path / _INITIAL
+    if continues:
+        initial = load_file(path)
+        return adapt(model, settings, initial), initial
+    adapted = adapt(model, settings)
+    initial = initial_factors(adapted)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        save_file(initial, temporary)
+    return adapted, initial
+
+
+def _method_callbacks(
+    trainer: Trainer, settings: TrainSettings, recording: SpectraCallback
+) -> list[TrainerCallback]:
+    """Return what a method does between the steps."""
+    log = recording.recorder.log
+    if settings.method.startswith("sorsa"):
+        return [
+            SorsaRegularizerCallback(
+                settings.gamma,
+                reduction=settings.reduction,
+                squared=settings.squared,
+                max_grad_norm=settings.max_grad_norm if settings.clip_together else None,
+                on_value=lambda step, loss: log(step, ortho_loss=loss),
+            )
+        ]
+    if settings.method == "adalora":
+        return [
+            AdaLoraCallback(
+                settings,
+                parts=lambda: (
+                    trainer.current_gradient_accumulation_steps
+                    if trainer.model_accepts_loss_kwargs
+                    else 1
+                ),
+                on_loss=lambda step, loss, ortho: log(step, loss=loss, ortho_loss=ortho),
+            )
+        ]
+    if settings.method == "lisa":
+        return [LisaCallback(seed=settings.seed, **settings.options)]
+    return []
+
+
+def _arguments(run: Run, settings: TrainSettings, model: PreTrainedModel) -> TrainingArguments:
     modern_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and modern_gpu)
+    optimizer: dict[str, Any] = {"optim": "adamw_torch"}
+    if settings.method == "galore":
+        optimizer = galore_arguments(settings, block_layers(model))
     return TrainingArguments(
         output_dir=str(run.checkpoints_path),
         per_device_train_batch_size=settings.micro_batch_size,
@@ -145,9 +215,12 @@ def _arguments(run: Run, settings: TrainSettings) -> TrainingArguments:
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=0.0 if settings.clip_together else settings.max_grad_norm,
-        optim="adamw_torch",
-        bf16=modern_gpu,
-        tf32=True if modern_gpu else None,
+        **optimizer,
+        bf16=bfloat16,
+        tf32=bfloat16 if modern_gpu else None,
+        # Without an accelerator, bfloat16 is refused unless this is said.
+        use_cpu=bfloat16 and not (torch.cuda.is_available() or torch.mps.is_available()),
+        torch_compile=settings.torch_compile,
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=1,
@@ -214,6 +287,14 @@ def _load(model: Path | str) -> tuple[PreTrainedModel, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     loaded.config.use_cache = False
     return loaded, tokenizer
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # Renamed in Transformers 5; here and not by the trainer's argument, which was renamed too.
+    enable = "activation_checkpointing_enable"
+    getattr(model, enable if hasattr(model, enable) else "gradient_checkpointing_enable")()
+    # Where embeddings are frozen, nothing else would ask for gradients in front of a block.
+    model.enable_input_require_grads()
 
 
 def _name_of(data: Path | str | list[tuple[str, str]]) -> str:

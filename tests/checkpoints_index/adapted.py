@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints_index import Checkpoint, find_checkpoints
-from spectra.methods import SorsaConfig
+from spectra.methods import LoraXsConfig, MiloraConfig, SorsaConfig, SvfConfig, SvftConfig
 from tests.helpers import MODULES, attention_weights, seeded, shake, tiny_llama
 
 
@@ -90,6 +90,15 @@ METHODS = {
         _on(peft.AdaLoraConfig, init_r=4, total_step=10, lora_alpha=0), 4, size=0.3
     ),
     "SORSA": Adapted(_on(SorsaConfig, r=3), 6),
+    "MiLoRA": Adapted(_on(MiloraConfig, r=3), 6),
+    "SVF": Adapted(_on(SvfConfig)),
+    "SVF with vectors": Adapted(_on(SvfConfig, save_vectors=True)),
+    "SVFT": Adapted(_on(SvftConfig)),
+    "SVFT, banded": Adapted(_on(SvftConfig, pattern="banded", off_diagonals=2)),
+    "SVFT, random, with vectors": Adapted(
+        _on(SvftConfig, pattern="random", off_diagonals=2, save_vectors=True)
+    ),
+    "LoRA-XS": Adapted(_on(LoraXsConfig, r=3), 3),
     "VeRA": Adapted(_on(peft.VeraConfig, r=4), 4),
     "VeRA without projections": Adapted(_on(peft.VeraConfig, r=4, save_projection=False), 4),
     "LoHa": Adapted(_on(peft.LoHaConfig, r=3), size=0.3),

@@ -11,7 +11,19 @@ from torch import Tensor, nn
 from spectra.recording import Recorder
 from spectra.recording.layers import find_layers
 from tests.checkpoints_index.adapted import METHODS, adapt
-from tests.helpers import MODULES, attention_weights, lora, plain, shake, sorsa, tiny_llama
+from tests.helpers import (
+    MODULES,
+    attention_weights,
+    lora,
+    lora_xs,
+    milora,
+    plain,
+    shake,
+    sorsa,
+    svf,
+    svft,
+    tiny_llama,
+)
 from tests.recording.recorded import write_base, write_step
 
 STEP = 30
@@ -75,6 +87,10 @@ SNAPSHOTS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     "snapshots of AdaLoRA": lambda folder: _snapshots(
         lambda m: adapt(m, METHODS["AdaLoRA"].config), folder
     ),
+    "snapshots of MiLoRA": lambda folder: _snapshots(milora, folder),
+    "snapshots of SVF": lambda folder: _snapshots(svf, folder),
+    "snapshots of SVFT": lambda folder: _snapshots(svft, folder),
+    "snapshots of LoRA-XS": lambda folder: _snapshots(lora_xs, folder),
     "snapshots of deltas": _deltas,
 }
 """More kinds of snapshots, whose W_t or W_0 is no bit for bit that of `FORMATS`."""

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from spectra.recording.layers import find_layers
 from tests.checkpoints_index.adapted import adapt
 from tests.checkpoints_index.architectures import tiny
-from tests.helpers import MODULES, lora, plain, sorsa, tiny_llama
+from tests.helpers import MODULES, lora, lora_xs, milora, plain, sorsa, svf, svft, tiny_llama
 
 NAMES = {f"model.layers.{layer}.self_attn.{module}" for layer in range(2) for module in MODULES}
 
@@ -37,7 +37,15 @@ def kinds(model: nn.Module, modules: tuple[str, ...] = MODULES) -> dict[str, str
     return {layer.name: layer.kind for layer in find_layers(model, modules)}
 
 
-ADAPTS = {"dense": plain, "lora": lora, "sorsa": sorsa}
+ADAPTS = {
+    "dense": plain,
+    "lora": lora,
+    "sorsa": sorsa,
+    "milora": milora,
+    "svf": svf,
+    "svft": svft,
+    "lora-xs": lora_xs,
+}
 
 
 @pytest.mark.parametrize("kind", ADAPTS)
@@ -183,6 +191,7 @@ def test_parts_that_training_changes_are_no_fixed_ones() -> None:
             "lora": lora(tiny_llama()),
             "pissa": lora(tiny_llama(), init_lora_weights="pissa"),
             "sorsa": sorsa(tiny_llama()),
+            "svft": svft(tiny_llama()),
         }.items()
     }
     assert fixed == {
@@ -190,6 +199,7 @@ def test_parts_that_training_changes_are_no_fixed_ones() -> None:
         "lora": {"weight"},
         "pissa": {"weight"},
         "sorsa": {"weight", "sorsa_u0", "sorsa_s0", "sorsa_vh0"},
+        "svft": {"weight", "svft_u", "svft_vh", "svft_rows", "svft_cols"},
     }
 
 
@@ -302,7 +312,7 @@ def test_a_lora_with_another_start_is_recorded() -> None:
     assert kinds(lora(tiny_llama(), init_lora_weights="gaussian")) == dict.fromkeys(NAMES, "lora")
 
 
-@pytest.mark.parametrize("adapt", [lora, sorsa])
+@pytest.mark.parametrize("adapt", [lora, sorsa, milora, svf, svft, lora_xs])
 def test_merged_adapters_are_refused(adapt) -> None:
     model = adapt(tiny_llama())
     model.merge_adapter()

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,21 @@ def test_it_gives_way_to_the_training(run: Run, monkeypatch: pytest.MonkeyPatch)
         settings = dict(v.split("=", 1) for v in variables if v)
         assert not {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & settings.keys()
         assert settings["CUDA_VISIBLE_DEVICES"] == "" and settings["OMP_NUM_THREADS"] == "1"
-        opened = {os.readlink(p) for p in Path(f"/proc/{pid}/fd").glob("*") if p.is_symlink()}
-        assert str(run.path / ".recording.lock") not in opened
+        # The analysis opens it for a moment, to see whether the training is still there.
+        lock = str(run.path / ".recording.lock")
+        wait_for(lambda: lock not in opened_by(pid), "the training's lock to be left alone")
         recorder.step(1)
         assert live.problem() is None
     live.finish(wait=True)
     assert live.problem() is None and steps_of(run) == {0, 1}
+
+
+def opened_by(process: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):  # closed since
+            found.add(os.readlink(link))
+    return found
 
 
 def group_of(process: int) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from checkpoints_index import Checkpoint, Matrix, open_model
 from checkpoints_index.snapshots import Snapshot
-from spectra.methods import SorsaConfig
+from spectra.methods import LoraXsConfig, MiloraConfig, SorsaConfig, SvfConfig, SvftConfig
 from spectra.recording.layers import find_layers
 from tests.checkpoints_index.adapted import adapt
 from tests.checkpoints_index.architectures import ARCHITECTURES, tiny
@@ -69,6 +69,12 @@ METHODS: dict[str, tuple[str, Callable[[], peft.PeftConfig]]] = {
         _on(peft.AdaLoraConfig, init_r=4, total_step=10, lora_alpha=0),
     ),
     "SORSA": ("sorsa", _on(SorsaConfig, r=3)),
+    "MiLoRA": ("milora", _on(MiloraConfig, r=3)),
+    "SVF": ("svf", _on(SvfConfig)),
+    "SVFT": ("svft", _on(SvftConfig)),
+    "SVFT, banded": ("svft", _on(SvftConfig, pattern="banded", off_diagonals=2)),
+    "SVFT, random": ("svft", _on(SvftConfig, pattern="random", off_diagonals=2)),
+    "LoRA-XS": ("lora-xs", _on(LoraXsConfig, r=3)),
 }
 
 
@@ -263,9 +269,16 @@ FUSED: dict[str, tuple[Callable[[], Any], Callable[[], peft.PeftConfig]]] = {
         ),
     )
 } | {
-    "SORSA on Phi-3": (
+    f"{method} on Phi-3": (
         lambda: tiny_causal("Phi-3", "Phi3ForCausalLM"),
-        _on(SorsaConfig, r=3, target_modules=["qkv_proj"]),
+        _on(kind, target_modules=["qkv_proj"], **options),
+    )
+    for method, kind, options in (
+        ("SORSA", SorsaConfig, {"r": 3}),
+        ("MiLoRA", MiloraConfig, {"r": 3}),
+        ("SVF", SvfConfig, {}),
+        ("SVFT", SvftConfig, {"pattern": "banded", "off_diagonals": 2}),
+        ("LoRA-XS", LoraXsConfig, {"r": 3}),
     )
 }
 

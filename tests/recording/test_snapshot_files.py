@@ -18,11 +18,31 @@ from checkpoints_index.safetensors_files import TensorFile
 from checkpoints_index.snapshots import Snapshot
 from spectra.recording.layers import Live, Part, RecordedLayer, RecordedMatrix, find_layers
 from spectra.recording.snapshot_files import SnapshotLayout, write_snapshot
-from tests.helpers import MODULES, gaussian, lora, plain, shake, sorsa, tiny_llama
+from tests.helpers import (
+    MODULES,
+    gaussian,
+    lora,
+    lora_xs,
+    milora,
+    plain,
+    shake,
+    sorsa,
+    svf,
+    svft,
+    tiny_llama,
+)
 from tests.recording.recorded import record, staged, write_base, write_step
 
 KIBIBYTES = 4 * 1024
-ADAPTS = {"dense": plain, "lora": lora, "sorsa": sorsa}
+ADAPTS = {
+    "dense": plain,
+    "lora": lora,
+    "sorsa": sorsa,
+    "milora": milora,
+    "svf": svf,
+    "svft": svft,
+    "lora-xs": lora_xs,
+}
 ID = "0123456789abcdef" * 2
 ATTENTION = {"q_proj": (8192, 8192), "k_proj": (1024, 8192), "v_proj": (1024, 8192)}
 ALL = ATTENTION | {
@@ -124,7 +144,7 @@ def test_headers_stay_small_with_the_experts_of_the_largest_models(tmp_path: Pat
     }
 
 
-@pytest.mark.parametrize("adapt", [lora, sorsa])
+@pytest.mark.parametrize("adapt", [lora, sorsa, milora, svf, svft, lora_xs])
 @pytest.mark.parametrize(
     ("layers", "modules"),
     [

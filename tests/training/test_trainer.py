@@ -16,69 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from checkpoints_index import find_snapshots
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis import analyze
 from spectra.store import Run
-from spectra.training import TrainSettings, table_2
 from spectra.training.trainer import FINAL, train
 from tests.helpers import tiny_model_folder
-
-METHODS = ("sorsa", "sorsa-noreg", "lora", "partial-ft")
-WORDS = ("the", "old", "river", "sings", "of", "a", "small", "bird")
-PAIRS = [
-    (" ".join(WORDS[i % 8 :] + WORDS[: i % 8]), " ".join(WORDS[: 3 + i % 4])) for i in range(48)
-]
-
-
-def settings(method: str, **changes: object) -> TrainSettings:
-    options: dict[str, object] = {
-        "rank": 3,
-        "learning_rate": 1e-2,
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "max_length": 64,
-        "max_steps": 10,
-        "every": 4,
-        "save_every": 4,
-    }
-    return table_2(method, **(options | changes))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_and_is_recorded(
-    method: str, model_folder: Path, tmp_path: Path
-) -> None:
-    run = train(model_folder, PAIRS, tmp_path / "run", settings(method), progress=False)
-    rows = run.read_training()
-    assert rows["step"].tolist() == list(range(1, 11))
-    assert rows["loss"].iloc[-3:].mean() < rows["loss"].iloc[:3].mean()
-    assert rows[["loss", "grad_norm", "lr", "seconds"]].notna().all(axis=None)
-    assert rows["ortho_loss"].notna().all() == method.startswith("sorsa")
-    steps = [s.step for s in find_snapshots(run.snapshots_path)]
-    assert steps == ([4, 8, 10] if method == "partial-ft" else [0, 4, 8, 10])
-    drift = analyze(run.path)
-    assert set(drift["step"]) == {0, 4, 8, 10}
-    assert (drift.query("step == 10")["delta_sigma"] > 0).all()
-    stored = run.read_settings()
-    assert stored["method"] == method and stored["state"] == "finished"
-    assert stored["settings"]["seed"] == 42 and stored["settings"]["rank"] == 3
-    assert (run.path / "final").is_dir() and not run.checkpoints_path.exists()
-
-
-def test_all_methods_see_the_same_data_in_the_same_order(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    """Every method starts from W_0, so the first step's loss tells the first batch."""
-    first = {
-        method: train(
-            model_folder, PAIRS, tmp_path / method, settings(method, max_steps=1), progress=False
-        )
-        .read_training()["loss"]
-        .iloc[0]
-        for method in METHODS
-    }
-    assert max(first.values()) - min(first.values()) < 1e-5
+from tests.training.tiny_runs import PAIRS, STEPS, settings
 
 
 def test_the_schedule_is_a_cosine_after_the_warm_up(model_folder: Path, tmp_path: Path) -> None:
@@ -90,44 +33,6 @@ def test_the_schedule_is_a_cosine_after_the_warm_up(model_folder: Path, tmp_path
     progress = torch.arange(18) / 18
     cosine = 1e-2 * 0.5 * (1 + torch.cos(torch.pi * progress))
     assert rates.iloc[2:].tolist() == pytest.approx(cosine.tolist(), rel=1e-5)
-
-
-def test_table_2_is_the_papers() -> None:
-    rates = {method: table_2(method).learning_rate for method in METHODS}
-    assert rates == {"sorsa": 3e-5, "sorsa-noreg": 2e-5, "lora": 2e-5, "partial-ft": 2e-5}
-    sorsa = table_2("sorsa")
-    assert (sorsa.gamma, sorsa.rank, sorsa.batch_size, sorsa.max_length) == (5e-4, 128, 128, 512)
-    assert (sorsa.epochs, sorsa.weight_decay, sorsa.warmup_ratio) == (1, 0, 0.03)
-    assert sorsa.max_grad_norm == 0
-    assert table_2("sorsa-noreg").gamma == 0
-    assert table_2("lora", rank=16).alpha == 16
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"gamma": -1.0}, "gamma must be at least 0"),
-        ({"max_steps": 0}, "max_steps must be at least 1, or -1"),
-        ({"batch_size": 5}, "multiple of micro_batch_size, got 5 and 2"),
-    ],
-)
-def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings("sorsa", **changes)
-
-
-def test_gamma_without_a_regularizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="gamma is sorsa's; sorsa-noreg has no regularizer"):
-        settings("sorsa-noreg", gamma=1e-3)
-
-
-def test_unknown_methods_and_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="method must be one of"):
-        table_2("magic")
-    with pytest.raises(TypeError, match="No setting is called speed"):
-        table_2("lora", speed=1)
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
@@ -176,7 +81,7 @@ def test_an_end_that_was_lost_is_done_again_without_an_extra_step(
     lost = Run(tmp_path / "run")
     assert not (lost.path / FINAL).exists()
     ended = train(model_folder, PAIRS, lost.path, chosen, progress=False)
-    assert ended.read_training()["step"].tolist() == list(range(1, 11))
+    assert ended.read_training()["step"].tolist() == list(range(1, STEPS + 1))
     expected, found = final_weights(undisturbed), final_weights(ended)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list(ended.path.glob(".final*")) and not ended.checkpoints_path.exists()
