@@ -191,9 +191,7 @@ def _on_cluster(
                 yield _failed(Sweep(plan.out), tasks[task], error)
 
 
-def _train_one(
-    plan: SweepPlan, run: PlannedRun, progress: bool, workers: int | None
-) -> Outcome:
+def _train_one(plan: SweepPlan, run: PlannedRun, progress: bool, workers: int | None) -> Outcome:
     made = Sweep(plan.out)
     folder = made.run(run.name)
     with _ONE_AT_A_TIME:

@@ -76,9 +76,7 @@ def final_losses(training: pd.DataFrame) -> pd.DataFrame:
     return last.groupby("run", sort=False)["loss"].mean().reset_index()
 
 
-def over_seeds(
-    values: pd.DataFrame, by: Sequence[str], quantities: Sequence[str]
-) -> pd.DataFrame:
+def over_seeds(values: pd.DataFrame, by: Sequence[str], quantities: Sequence[str]) -> pd.DataFrame:
     """Return means and standard deviations over the runs that differ in their seed only.
 
     Parameters

@@ -134,7 +134,9 @@ class Sweep:
         try:
             rows = [SweepRun(**row) for row in self.read()["runs"]]
         except TypeError as error:
-            raise ValueError(f"{self.file_path} has a run that cannot be read ({error}).") from error
+            raise ValueError(
+                f"{self.file_path} has a run that cannot be read ({error})."
+            ) from error
         return [
             replace(row, state="interrupted")
             if row.state == "running" and not self.run(row.name).is_locked("sweep")
@@ -168,9 +170,7 @@ class Sweep:
                 for run in runs
             ]
             names = {run.name for run in runs}
-            others = [
-                row for n, row in known.items() if n not in names and self.run(n).exists()
-            ]
+            others = [row for n, row in known.items() if n not in names and self.run(n).exists()]
             self._write({"asked": dict(asked), "runs": [*wanted, *others]})
 
     def update(self, name: str, **changes: Any) -> None:
