@@ -33,7 +33,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: ``"done"``, ``"failed"``, or ``"elsewhere"``: another sweep is at it."""
+    """What became of a run: done, failed, or elsewhere, where another sweep is at it."""
 
     name: str
     state: str

@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 # Long enough to be killed on the way.
-LONG = SETTINGS | {"max_steps": 40}
+LONG = SETTINGS | {"max_steps": 30}
 
 
 def write_sweep(folder: Path, model: Path, **keys: Any) -> Path:

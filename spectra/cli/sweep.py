@@ -48,6 +48,6 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     names = ", ".join(run.name for run in failed)
     raise RuntimeError(
-        f"{len(failed)} of {len(runs)} runs failed: {names}. Where is in their {sweeping.ERROR_FILE}; "
-        "the same command tries them again."
+        f"{len(failed)} of {len(runs)} runs failed: {names}. Where they did is in their "
+        f"{sweeping.ERROR_FILE}; the same command tries them again."
     )
