@@ -108,6 +108,8 @@ class AdapterFolder:
         self.shared: dict[str, str] = {}
         """Names in the file of the tensors that belong to all layers."""
         self.layers = self._find_layers()
+        self.others = self._find_others()
+        """Names in the file of the tensors of no layer: embeddings, heads, norms, biases."""
         self.matrices = tuple(layer.matrix for layer in self.layers.values())
 
     @property
@@ -181,6 +183,10 @@ class AdapterFolder:
             a = a * self.read_tensor(layer, "lora_E").double()  # (r, n)
         return Weight(update=(scaling(self.settings, layer.path, b.shape[1]) * b, a))
 
+    def read_other(self, name: str) -> Tensor:
+        """Read one of `others`."""
+        return self._file.read(name)
+
     def read_tensor(self, layer: AdapterLayer, name: str) -> Tensor:
         """Read one of a layer's tensors by its name within the layer."""
         return self._file.read(layer.tensors[name])
@@ -215,6 +221,11 @@ class AdapterFolder:
             if known is not layer and not self.settings.get("target_parameters"):
                 raise CheckpointError(f"{self._file.path} has {layer.matrix.name!r} twice.")
         return layers
+
+    def _find_others(self) -> tuple[str, ...]:
+        of_layers = {name for layer in self.layers.values() for name in layer.tensors.values()}
+        known = of_layers | set(self.shared.values())
+        return tuple(name for name in self._file.tensors if name not in known)
 
     def _layer(self, stem: str, tensors: dict[str, str]) -> AdapterLayer | None:
         name = clean_name(stem)

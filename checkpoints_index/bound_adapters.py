@@ -51,6 +51,9 @@ class BoundAdapter:
         The adapter.
     base : Checkpoint
         W_0. One without logical matrices (a run's recorded base) counts as one matrix a layer.
+    initial : AdapterFolder, optional
+        The LoRA as it was before training, whose product a method subtracted from the base it
+        trained on. Otherwise looked for beside an adapter that says it is of such a method.
 
     Raises
     ------
@@ -59,20 +62,25 @@ class BoundAdapter:
         W_0 and the adapter.
     """
 
-    def __init__(self, adapter: AdapterFolder, base: Checkpoint) -> None:
+    def __init__(
+        self, adapter: AdapterFolder, base: Checkpoint, initial: AdapterFolder | None = None
+    ) -> None:
         self._adapter = adapter
         self._base = cast(LayeredBase, base) if hasattr(base, "parts_of") else _PlainBase(base)
         self.path = adapter.path
         self.step = adapter.step
         self.method = adapter.method
         self._refuse_unread()
-        self._initial = self._find_initial()
+        self._initial = self._find_initial() if initial is None else _checked(initial, adapter)
+        self._layers: dict[str, LogicalMatrix] = {}
         self._parts: dict[str, tuple[AdapterLayer, LogicalMatrix]] = {}
         matrices = []
         stacks = Stacks(matrix.name for matrix in base.matrices)
         for layer in adapter.layers.values():
             parts = self._parts_of(layer, stacks)
             self._refuse_other_shape(layer, parts)
+            if parts:
+                self._layers[layer.matrix.name] = parts[0]
             for part in parts:
                 if part.matrix.name in self._parts:
                     raise CheckpointError(f"{self.path} has {part.matrix.name!r} twice.")
@@ -103,6 +111,11 @@ class BoundAdapter:
         """The base that the adapter's configuration names."""
         return self._adapter.base
 
+    @property
+    def initial(self) -> AdapterFolder | None:
+        """The adapter from before training, where the update is what changed since."""
+        return self._initial
+
     def bind(self, base: Checkpoint) -> Checkpoint:
         """Return the adapter on another base."""
         return BoundAdapter(self._adapter, base)
@@ -115,6 +128,44 @@ class BoundAdapter:
             )
         layer, part = self._parts[matrix.name]
         return _weight_of_part(self._layer_weight(layer, part), part)
+
+    def place_of(self, layer: AdapterLayer) -> LogicalMatrix:
+        """Return a matrix of the base in the tensor that holds a layer: the layer, or a part of it.
+
+        Raises
+        ------
+        CheckpointError
+            If the base has no such layer.
+        """
+        part = self._layers.get(layer.matrix.name)
+        if part is None:
+            raise CheckpointError(
+                f"The base {self._base.path} has no layer {layer.path!r}, which {self.path} "
+                "changes. Give the base it was trained on with --base."
+            )
+        return part
+
+    def read_layer(self, layer: AdapterLayer) -> Weight:
+        """Read W_t of a whole layer, fused or not.
+
+        An update of this project's methods is always given as factors, also of full rank, and
+        refused on another base than the adapter was made on.
+
+        Returns
+        -------
+        Weight
+            `dense` and `delta` as the base stores the layer's tensor, `update` as the layer maps:
+            (out_features, q) and (q, in_features), also of a Conv1D.
+
+        Raises
+        ------
+        CheckpointError
+            If the base has no such layer, or a file is broken.
+        """
+        part = self.place_of(layer)
+        if METHODS[self._adapter.kind].ours and not layer.whole:
+            return Weight(update=self._own_factors(layer, part))
+        return self._layer_weight(layer, part)
 
     def _parts_of(self, layer: AdapterLayer, stacks: Stacks) -> list[LogicalMatrix]:
         name = layer.matrix.name
@@ -131,7 +182,7 @@ class BoundAdapter:
             return Weight(update=self._vera_update(layer))
         if not adapter.has_factors:
             return self._merged(layer, part)
-        if not adapter.rewrites_base:
+        if self._initial is None and not adapter.rewrites_base:
             return adapter.read_factors(layer)
         b, a = cast(Update, adapter.read_factors(layer).update)
         b_0, a_0 = self._initial_update(layer, part)
@@ -145,18 +196,26 @@ class BoundAdapter:
 
     def _merged(self, layer: AdapterLayer, part: LogicalMatrix) -> Weight:
         """Return what the tuner's own code adds to the layer."""
+        if METHODS[self._adapter.kind].ours:
+            b, a = self._own_factors(layer, part)
+            delta = b @ a
+            return Weight(delta=delta) if delta.any() else Weight()
         w_0 = self._base.read_layer(part.layer_path)
         tensors = self._adapter.read_all(layer)
         settings, extents = self._adapter.settings, self._shared_extents
         with _naming(self.path):
-            if METHODS[self._adapter.kind].ours:
-                delta = peft_layers.own_update(settings, layer.path, tensors, w_0, part.transposed)
-            else:
-                delta = peft_layers.merged(
-                    settings, layer.path, tensors, w_0, part.transposed, extents
-                )
-                delta -= w_0
+            delta = peft_layers.merged(settings, layer.path, tensors, w_0, part.transposed, extents)
+        delta -= w_0
         return Weight(delta=delta) if delta.any() else Weight()
+
+    def _own_factors(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:
+        """Return the update's factors as this project's tuner has them on W_0."""
+        adapter, w_0 = self._adapter, self._base.read_layer(part.layer_path)
+        tensors = adapter.read_all(layer)
+        with _naming(self.path):
+            return peft_layers.own_factors(
+                adapter.settings, layer.path, tensors, w_0, part.transposed
+            )
 
     def _initial_update(self, layer: AdapterLayer, part: LogicalMatrix) -> Update:
         """Return the start that the method subtracted from the base, as factors."""
@@ -245,10 +304,7 @@ class BoundAdapter:
                 f"be that: {', '.join(map(str, found))}. Leave one."
             )
         if found:
-            initial = AdapterFolder(found[0], step=0)
-            if initial.kind != "LORA":
-                raise CheckpointError(f"{initial.path} is a {initial.kind} adapter, not a LoRA.")
-            return initial
+            return _checked(AdapterFolder(found[0], step=0), self._adapter)
         if start not in REPEATABLE:
             raise CheckpointError(
                 f"{self.path} is a LoRA that started from {start!r}, which cannot be computed "
@@ -275,6 +331,13 @@ class BoundAdapter:
                 f"{layer.matrix.name} has shape {base} in the base {self._base.path}, but {own} "
                 f"in {self.path}. Give the base this adapter was trained on with --base."
             )
+
+
+def _checked(initial: AdapterFolder, adapter: AdapterFolder) -> AdapterFolder:
+    for folder in (adapter, initial):
+        if folder.kind != "LORA":
+            raise CheckpointError(f"{folder.path} is a {folder.kind} adapter, not a LoRA.")
+    return initial
 
 
 @contextmanager

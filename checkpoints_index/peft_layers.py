@@ -95,14 +95,14 @@ def merged(
         return layer.get_base_layer().weight.detach()
 
 
-def own_update(
+def own_factors(
     settings: Mapping[str, Any],
     path: str,
     tensors: dict[str, Tensor],
     w_0: Tensor,
     conv1d: bool = False,
-) -> Tensor:
-    """Return W_t − W_0 of one layer as this project's tuner has it, float64.
+) -> tuple[Tensor, Tensor]:
+    """Return B, A with W_t − W_0 = B A of one layer as this project's tuner has it, float64.
 
     What the adapter's file leaves out is computed from W_0 again, as when the adapter is loaded
     for training: in the layer's own dtype, for it decides that of the factors.
@@ -133,7 +133,7 @@ def own_update(
         needed = {name.removesuffix(f".{_ADAPTER}") for name in own}
         if needed != {name.rpartition(".")[2] for name in tensors}:
             raise ValueError(f"it needs {', '.join(sorted(needed))}")
-        return layer.get_delta_weight(_ADAPTER)
+        return layer.low_rank_update(_ADAPTER)
 
 
 def initial_factors(
@@ -273,6 +273,8 @@ def _peft(settings: Mapping[str, Any], path: str) -> Iterator[None]:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
+    except UserWarning as warning:  # those that `own_factors` does not leave unheard
+        raise CheckpointError(f"{path!r}: {warning}") from warning
     except Exception as error:  # foreign code on a file's numbers and settings
         raise CheckpointError(
             f"PEFT {peft.__version__} cannot merge layer {path!r} of the {kind} adapter "

@@ -106,6 +106,10 @@ class TensorFile:
         """File name, size and time of change."""
         return self._file.fingerprint
 
+    def offset(self, name: str) -> int:
+        """Return where in the file a tensor's bytes begin."""
+        return self._offsets[name]
+
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Read one tensor, or a run of its rows.
 

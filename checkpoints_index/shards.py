@@ -59,6 +59,11 @@ class ShardedStore:
         self.tensors = tensors
 
     @property
+    def shards(self) -> Mapping[str, TensorStore]:
+        """The files, by their names."""
+        return self._shards
+
+    @property
     def fingerprint(self) -> str:
         """Those of the index and of all shards."""
         files = [self._shards[name].fingerprint for name in sorted(self._shards)]

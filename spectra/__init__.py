@@ -22,6 +22,7 @@ _PUBLIC = {
     "analyze": ("spectra.analysis", None),
     "estimate": ("spectra.analysis", None),
     "watch": ("spectra.analysis", None),
+    "export": ("spectra.exporting", "train"),
     "Run": ("spectra.store", None),
     "find_runs": ("spectra.store", None),
     "figures": ("spectra.figures", None),

@@ -20,7 +20,18 @@ from spectra.linalg import decompose
 from spectra.store import Run
 from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
-COMMANDS = ("demo", "train", "index", "analyze", "watch", "plot", "dashboard", "report", "cache")
+COMMANDS = (
+    "demo",
+    "train",
+    "sweep",
+    "index",
+    "analyze",
+    "watch",
+    "plot",
+    "dashboard",
+    "report",
+    "cache",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ import torch
 import yaml
 from distributed import LocalCluster
 from safetensors.torch import load_file
+from transformers import Trainer
 
 import spectra.sweep
 from checkpoints_index.snapshots import snapshot_file
@@ -153,16 +154,16 @@ def test_a_run_that_fails_costs_no_other_and_is_tried_again(
     models = []
 
     def dies_in_the_middle(model: Any, data: Any, out: Path, *args: Any, **kwargs: Any) -> Any:
-        def step(trainer: Any, *_: Any, **__: Any) -> None:
+        whole = Trainer.training_step
+
+        def step(trainer: Any, *args: Any, **kwargs: Any) -> Any:
             models.append(weakref.ref(trainer.model))
             if trainer.state.global_step == 2 and out.name == "sorsa-seed1":
                 raise OSError(28, "No space left on device")
+            return whole(trainer, *args, **kwargs)
 
         with monkeypatch.context() as patch:
-            from transformers import Trainer
-
-            whole = Trainer.training_step
-            patch.setattr(Trainer, "training_step", lambda s, *a, **k: step(s) or whole(s, *a, **k))
+            patch.setattr(Trainer, "training_step", step)
             return train(model, data, out, *args, **kwargs)
 
     with monkeypatch.context() as patch:

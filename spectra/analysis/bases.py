@@ -17,6 +17,9 @@ from checkpoints_index.model_folders import ModelCheckpoint
 
 logger = logging.getLogger(__name__)
 
+# Weights, configuration and tokenizer.
+_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
 
 def find_base(
     base: Path | str | None,
@@ -134,7 +137,7 @@ def _fetched(name: str, beside: Sequence[Path] = ()) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(name, allow_patterns=_FETCHED))
     except Exception as error:  # as in `_cached`
         others = f", or choose what lies beside: {', '.join(map(str, beside))}" if beside else ""
         raise FileNotFoundError(

@@ -8,10 +8,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from spectra.cli import analyze, cache, dashboard, demo, index, plot, report, sweep, train
+from spectra.cli import (
+    analyze,
+    cache,
+    dashboard,
+    demo,
+    evaluate,
+    export,
+    index,
+    plot,
+    report,
+    sweep,
+    train,
+)
 
 # In the order of `spectra --help`.
-_COMMANDS = (demo, train, sweep, index, analyze, plot, dashboard, report, cache)
+_COMMANDS = (demo, train, sweep, index, analyze, plot, dashboard, report, evaluate, export, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from checkpoints_index.snapshots import Snapshot
 from spectra.recording.bases import Base
 from spectra.recording.budget import Budget
 from spectra.recording.continuing import refuse_other_adapter
-from spectra.recording.gathering import agreed, is_writer
+from spectra.recording.gathering import agreed, is_writer, whole_shape
 from spectra.recording.layers import RecordedLayer
 from spectra.recording.session import Session
 from spectra.recording.snapshot_files import SnapshotLayout
@@ -124,11 +126,11 @@ class Opening:
         failure: Exception | None = None
         if is_writer():
             try:
+                if not self._plan.run.path.exists():
+                    # What is refused leaves no folder behind.
+                    self._checked(total_steps)
                 self._lock = self._plan.run.take_lock("recording")
-                stored = self._base.stored()
-                if stored is None:
-                    self._refuse_to_replace()
-                self._refuse_beyond_budget(stored is None, total_steps)
+                stored = self._checked(total_steps)
             except Exception as error:
                 failure = error
         continues, failure = self._together(stored is not None, failure)
@@ -155,6 +157,14 @@ class Opening:
                 failure = error
             _, failure = self._together(None, failure)
         return session, failure
+
+    def _checked(self, total_steps: int | None) -> Snapshot | None:
+        """Return the run's base, if it has one; refuse what can be refused without the model."""
+        stored = self._base.stored()
+        if stored is None:
+            self._refuse_to_replace()
+        self._refuse_beyond_budget(stored is None, total_steps)
+        return stored
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -225,6 +235,7 @@ class Opening:
         changes |= {
             "method": self.method,
             "modules": list(plan.modules),
+            "parameters": count_parameters(self._model, self._layers),
             "every": plan.schedule.description,
             "state": "running",
             "base": {
@@ -238,6 +249,18 @@ class Opening:
         run.update_settings(**changes)
         plan.budget.measure()
         notes.continue_from(changes.get("missing", []), changes.get("alerts", []))
+
+
+def count_parameters(model: nn.Module, layers: Sequence[RecordedLayer]) -> dict[str, int]:
+    """Return how many numbers are trained, and how many of those the snapshots hold.
+
+    Where both are equal, base and snapshots are the whole model.
+    """
+    recorded = {(part.path, part.name): part for layer in layers for part in layer.parts}
+    return {
+        "trained": sum(math.prod(whole_shape(p)) for p in model.parameters() if p.requires_grad),
+        "recorded": sum(math.prod(p.shape) for p in recorded.values() if p.live().requires_grad),
+    }
 
 
 def _portable(failure: Exception | None) -> Exception | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from checkpoints_index.snapshots import snapshot_file
 from spectra.recording.alerts import Alerts, Raised
 from spectra.recording.budget import Budget
 from spectra.recording.feed import DriftFeed
@@ -160,6 +161,24 @@ class Recorder:
         """The steps that were due and have no snapshot, as ``{"step": …, "reason": …}``."""
         return self._notes.missing
 
+    @property
+    def last_snapshot(self) -> int | None:
+        """The step of which the last snapshot was taken, whether it is written yet or not."""
+        return self._last_snapshot
+
+    def note(self, **entries: Any) -> None:
+        """Add entries to the run's ``run.json``, in place of those of the same names."""
+        self._notes.set(**entries)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done in the block, such as an evaluation, out of the rows' ``seconds``."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - begun
+
     @contextmanager
     def attach(
         self, model: nn.Module, start_step: int = 0, total_steps: int | None = None
@@ -212,6 +231,8 @@ class Recorder:
             opening = Opening(self._plan, model, layers, layout, start_step, self._sharded)
             self._session = opening.session(self._staging, self._notes, total_steps)
         self._model = model
+        if self._has_snapshot(start_step):
+            self._last_snapshot = start_step
         if self._session is not None:
             self._started -= self._session.rows.seconds
             self._follow(sum(len(layer.matrices) for layer in layers))
@@ -323,6 +344,12 @@ class Recorder:
         except Exception as error:
             self._notes.miss(step, f"every={self._schedule.description} raised {error!r}", "every")
             return False
+
+    def _has_snapshot(self, step: int) -> bool:
+        """Whether the run held a step before this recording began; alike in every process."""
+        path = self.run.snapshots_path / snapshot_file(step)
+        held = is_writer() and step > 0 and path.is_file()
+        return agreed(held) if self._sharded else held
 
     def _record(self, step: int, patience: float = 0.0) -> None:
         """Copy what is due and have it written; or note why not."""

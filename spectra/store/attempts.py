@@ -78,7 +78,7 @@ def begin_attempt(run: Run, start_step: int, **entry: Any) -> dict[str, Any]:
         # Where an earlier begin was killed, it has noted these already.
         before.setdefault("state", stored.get("state"))
         before.setdefault("last_step", stored.get("last_step"))
-        run.update_settings(attempts=attempts, state="running")
+        run.update_settings(attempts=attempts, state="running", last_step=None)
         last = _last_shared(start_step)
         _divide(run, _folder(run, len(attempts)), last)
         for name in _OF_STEPS:

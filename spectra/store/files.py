@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,53 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `path` when the block ends well.
+
+    If the block raises, nothing is left behind.
+
+    Parameters
+    ----------
+    path : Path
+        Where the folder shall appear; its parents are created.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` is there and is not an empty folder; before the block and after it.
+    OSError
+        If the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    refuse_filled(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+                # safetensors makes its files private, mkdtemp its folders, see above.
+                file.chmod(0o666 & ~_umask())
+        temporary.chmod(0o777 & ~_umask())
+        refuse_filled(path)
+        if path.is_dir():
+            path.rmdir()
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def refuse_filled(path: Path) -> None:
+    """Raise FileExistsError if a path holds something already, empty folders aside."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} is there already. Choose another folder, or delete it.")
 
 
 def remove_leftovers(folder: Path, older_than: float) -> None:

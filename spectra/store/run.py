@@ -282,6 +282,22 @@ class Run:
         """Replace ``training.parquet`` by `rows`, or columns of them, whole or not at all."""
         write_training(self.training_path, rows, TRAINING)
 
+    def update_training(self, step: int, **values: float) -> None:
+        """Set values of one step in ``training.parquet``; all else in it stays as it is.
+
+        Hold the lock of the recording meanwhile: who records has the rows in memory.
+
+        Raises
+        ------
+        OSError
+            If the table cannot be read or written; it is then as it was.
+        """
+        frame = read_training(self.training_path, TRAINING).set_index("step")
+        for name, value in values.items():
+            frame.loc[step, name] = value
+        rows = frame.sort_index().reset_index()
+        self.write_training({str(name): column for name, column in rows.items()})
+
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         frame = frame.drop(columns="run", errors="ignore")
         frame.insert(0, "run", self.name)

@@ -74,7 +74,10 @@ TRAINING_QUANTITIES = {
     "grad_norm": "norm of the task's gradient before clipping",
     "lr": "learning rate",
     "ortho_loss": "orthonormal regularizer L_reg (Eq. 8), unweighted",
-    "seconds": "seconds since the run's training started, over all attempts",
+    "seconds": "seconds since the run's training started, over all attempts; evaluations left out",
+    "perplexity": "perplexity of the response on held-out questions of the fine-tuning's kind",
+    "perplexity_other": "perplexity on other text, of the pre-training's kind",
+    "gsm8k": "share of GSM8K's problems that were solved (exact match of the number)",
 }
 """Every float64 column of training and its meaning."""
 

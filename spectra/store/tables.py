@@ -160,10 +160,17 @@ def write_training(
 
 
 def read_training(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """Return the training table, one row a step in ascending order; empty if there is none."""
+    """Return the training table, one row a step in ascending order; empty if there is none.
+
+    Columns that the schema had not when it was written are null.
+    """
     if not path.exists():
         return schema.empty_table().to_pandas()
     try:
-        return pq.read_table(path).to_pandas()
+        table = pq.read_table(path)
+        for field in schema:
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table.to_pandas()
     except _DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file ({error}).") from error

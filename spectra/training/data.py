@@ -82,10 +82,7 @@ def tokenize(
         raise ValueError("The tokenizer must have an end-of-text token (eos_token).")
     examples = []
     for question, answer in pairs:
-        prompt = list(tokenizer(PROMPT.format(question=question)).input_ids)
-        # Some tokenizers close every text; the response must follow the prompt directly.
-        if prompt and prompt[-1] == tokenizer.eos_token_id:
-            prompt.pop()
+        prompt = prompt_tokens(question, tokenizer)
         response = list(tokenizer("\n" + answer, add_special_tokens=False).input_ids)
         tokens = (prompt + response + [tokenizer.eos_token_id])[:max_length]
         if len(prompt) < len(tokens):
@@ -95,6 +92,15 @@ def tokenize(
     if not examples:
         raise ValueError(f"Every prompt is longer than max_length = {max_length} tokens; raise it.")
     return examples
+
+
+def prompt_tokens(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of a question in the paper's prompt, which a response follows."""
+    prompt = list(tokenizer(PROMPT.format(question=question)).input_ids)
+    # Some tokenizers close every text; the response must follow the prompt directly.
+    if prompt and prompt[-1] == tokenizer.eos_token_id:
+        prompt.pop()
+    return prompt
 
 
 def _read_file(path: Path) -> pd.DataFrame:

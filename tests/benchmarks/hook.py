@@ -40,7 +40,17 @@ from checkpoints_index.snapshots import snapshot_file
 from spectra.recording import Recorder
 from spectra.recording.callback import SpectraCallback
 from spectra.store import Run
-from tests.helpers import MODULES, attention_weights, lora, plain, sorsa
+from tests.helpers import (
+    MODULES,
+    attention_weights,
+    lora,
+    lora_xs,
+    milora,
+    plain,
+    sorsa,
+    svf,
+    svft,
+)
 
 BLOCK = 10
 WARM_UP = 5
@@ -298,8 +308,16 @@ def sizes(folder: str) -> None:
         "| merged matrices, torch.save |"
     )
     print("| --- |" + " --- |" * 5)
-    for name, adapt in (("LoRA", lora), ("SORSA", sorsa)):
-        model = adapt(load(folder), r=RANK)
+    for name, adapt in (
+        (f"LoRA r={RANK}", partial(lora, r=RANK)),
+        (f"SORSA r={RANK}", partial(sorsa, r=RANK)),
+        (f"MiLoRA r={RANK}", partial(milora, r=RANK)),
+        (f"LoRA-XS r={RANK}", partial(lora_xs, r=RANK)),
+        ("SVF", svf),
+        ("SVFT, plain", partial(svft, pattern="plain", off_diagonals=0)),
+        ("SVFT, 4 diagonals on each side", partial(svft, off_diagonals=4)),
+    ):
+        model = adapt(load(folder))
         tensors = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         with tempfile.TemporaryDirectory() as out:
             recorder = Recorder(Path(out, "run"), MODULES)
@@ -312,7 +330,7 @@ def sizes(folder: str) -> None:
             files = [Path(out, "adapter", "adapter_model.safetensors"), snapshot]
             adapter, ours, theirs = (p.stat().st_size for p in (*files, Path(out, "merged.pt")))
         print(
-            f"| {name} r={RANK} | {tensors:,} | {adapter:,} | {ours:,} | {ours - tensors:+,} "
+            f"| {name} | {tensors:,} | {adapter:,} | {ours:,} | {ours - tensors:+,} "
             f"| {theirs:,} ({theirs / ours:.1f}×) |",
             flush=True,
         )

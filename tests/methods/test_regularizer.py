@@ -154,6 +154,15 @@ def test_below_the_noise_a_parabola_takes_over_from_the_norm(multiple: float) ->
     assert value.item() == pytest.approx(u_term + delta / 2, rel=0.15)  # V is orthonormal
 
 
+def test_without_smoothing_the_gradient_has_full_length_in_the_noise_too() -> None:
+    model = exactly_orthonormal(layer(torch.float32))
+    with torch.no_grad():
+        model.sorsa_u["default"][0, 0] += 2 * torch.finfo(torch.float32).eps
+    orthonormal_regularizer(model, reduction="sum", smooth=False).backward()
+    assert model.sorsa_u["default"].grad.norm().item() == pytest.approx(2, rel=1e-5)
+    assert not model.sorsa_vh["default"].grad.any()  # exactly orthonormal
+
+
 def test_gamma_zero_leaves_the_gradients_of_the_task_untouched() -> None:
     model = adapted()
     tokens = torch.arange(20).reshape(2, 10)

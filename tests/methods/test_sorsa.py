@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spectra.methods import SorsaConfig, SorsaLinear
+from spectra.methods import SorsaConfig, SorsaLinear, add_regularizer_gradient
 
 TARGETS = ["q_proj", "v_proj"]
 TOKENS = torch.arange(20).reshape(2, 10)
@@ -290,3 +290,59 @@ def test_forward_and_merge_agree_with_the_published_layer() -> None:
     theirs._merge(True)  # type: ignore[operator]
     ours.merge()
     torch.testing.assert_close(ours.get_base_weight(), theirs.weight.data, rtol=1e-4, atol=1e-5)
+
+
+def trajectories(
+    dtype: torch.dtype, gamma: float, steps: int = 20
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Trained factors of all layers after every step: ours and, beside them, the authors'."""
+    ours = peft.get_peft_model(llama().to(dtype), SorsaConfig(r=4, target_modules=TARGETS))  # type: ignore[arg-type]
+    theirs = llama().to(dtype)  # type: ignore[arg-type]
+    pairs = []
+    for name, layer in ours.get_base_model().named_modules():
+        if isinstance(layer, SorsaLinear):
+            other = published().Linear(layer.in_features, layer.out_features, r=4).to(dtype)
+            other.weight.data = layer.get_base_weight().clone()
+            other.sorsa_init()  # its SVD, of which both start
+            for part, value in (("u", other.sorsa_B), ("s", other.sorsa_S), ("vh", other.sorsa_A)):
+                for held in (f"sorsa_{part}", f"sorsa_{part}0"):
+                    getattr(layer, held)["default"].data.copy_(value.data)
+            theirs.set_submodule(name, other)
+            pairs.append((layer, other))
+    for parameter_name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("sorsa_" in parameter_name)
+    lr = 1e-3
+    optimizers = [
+        torch.optim.AdamW((p for p in m.parameters() if p.requires_grad), lr)
+        for m in (ours, theirs)
+    ]
+    calc_ortho = published().calc_ortho
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for step in range(steps):
+        tokens = (TOKENS * (step + 1)) % 64
+        ours(tokens, labels=tokens).loss.backward()
+        theirs(tokens, labels=tokens).loss.backward()
+        if gamma > 0:
+            add_regularizer_gradient(ours, gamma, lr, smooth=False)
+            (gamma / lr * calc_ortho(theirs)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        ours_now = [d["default"] for x, _ in pairs for d in (x.sorsa_u, x.sorsa_s, x.sorsa_vh)]
+        theirs_now = [p for _, x in pairs for p in (x.sorsa_B, x.sorsa_S, x.sorsa_A)]
+        for trajectory, now in zip(found, (ours_now, theirs_now), strict=True):
+            trajectory.append(torch.cat([p.detach().double().flatten() for p in now]))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.0, 5e-4])
+def test_training_follows_the_published_package(gamma: float, dtype: torch.dtype) -> None:
+    """From W_0 and one SVD, with and without the regularizer, as their trainer adds it."""
+    ours, theirs = trajectories(dtype, gamma)
+    assert len(ours) == 20
+    # A rounding of entries below 1 a step; both move by 0.01, some 1e5 roundings of float32.
+    tolerance = 20 * torch.finfo(dtype).eps
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+    assert (theirs[-1] - theirs[0]).abs().max() > 5e-3

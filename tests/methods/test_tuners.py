@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import peft
 import pytest
 import torch
@@ -346,7 +347,7 @@ def test_several_adapters_share_one_base(method: Method, tmp_path: Path) -> None
     second = logits(moved(model, seed=2, adapter="second"))
     assert not torch.equal(second, first)
     model.save_pretrained(str(tmp_path))
-    model.base_model.set_adapter(["default", "second"])
+    model.base_model.set_adapter(["default", "second"])  # type: ignore[operator]
     both = logits(model)
     merged = copy.deepcopy(model).merge_and_unload()
     torch.testing.assert_close(logits(merged), both, rtol=0, atol=2e-6)
@@ -375,10 +376,10 @@ def test_gradient_checkpointing_changes_nothing(method: Method) -> None:
     for checkpointing in (False, True):
         model = moved(adapted(method)).train()
         if checkpointing:
-            model.enable_input_require_grads()  # type: ignore[operator]
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            model.enable_input_require_grads()
+            model.activation_checkpointing_enable({"use_reentrant": False})
         model(TOKENS, labels=TOKENS).loss.backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert all(gradient.any() for gradient in gradients[0])
 
@@ -389,6 +390,49 @@ def train(model: nn.Module, steps: int = 3) -> None:
         model(TOKENS, labels=TOKENS).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@every_method
+def test_a_quantised_base_is_decomposed_as_it_computes(method: Method) -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    base = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32)
+    base.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    base.to("cpu")  # quantises
+    layer = method.layer(base, "default", method.config(**method.options))
+    x = torch.randn(3, 64)
+    assert torch.equal(layer(x), base(x))
+    plain = nn.Linear(64, 64, bias=False)
+    plain.weight.data.copy_(bitsandbytes.functional.dequantize_4bit(*quantised(base)))
+    twin = method.layer(plain, "default", method.config(**method.options))
+    update = moved(layer).get_delta_weight("default")  # type: ignore[arg-type]
+    assert torch.equal(update, moved(twin).get_delta_weight("default"))  # type: ignore[arg-type]
+    expected = base(x) + x @ update.float().T
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=64 * 64 * EPS)
+
+
+def quantised(layer: Any) -> tuple[Tensor, Any]:
+    return layer.weight.data, layer.weight.quant_state
+
+
+def test_milora_dropout_acts_on_the_trained_part_only() -> None:
+    model = adapted(METHODS["milora"], milora_dropout=0.5)
+    assert torch.equal(logits(model.eval()), logits(llama()))
+    torch.manual_seed(0)
+    layer = layers(model.train())[0]
+    x = torch.ones(1, layer.in_features)
+    a, b, a_0, b_0 = (layer._held("default")[f"milora_{p}"] for p in ("a", "b", "a0", "b0"))
+    torch.manual_seed(0)
+    dropped = nn.functional.dropout(x, 0.5)
+    torch.manual_seed(0)
+    expected = layer.base_layer(x) + dropped @ (b @ a).T - x @ (b_0 @ a_0).T
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6)
+
+
+def test_lora_xs_can_start_beside_the_base_as_the_paper_does() -> None:
+    torch.manual_seed(0)
+    layer = single(METHODS["lora-xs"], 40, 40, r=32, init_std=1e-5)
+    core = layer._held("default")["lora_xs_core"]
+    assert core.std().item() == pytest.approx(1e-5, rel=0.1)
 
 
 @every_method

@@ -108,7 +108,64 @@ def test_a_restored_attempt_can_be_gone_on_with(tmp_path: Path) -> None:
     assert equal(series(restored.path), series(tmp_path / "undisturbed"))
 
 
+def test_an_interrupted_attempt_does_not_end_where_a_finished_one_did(tmp_path: Path) -> None:
+    record(lora(tiny_llama()), tmp_path)
+    assert Run(tmp_path).read_settings()["last_step"] == LAST
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Recorder(tmp_path, every=1, overwrite=True).attach(lora(tiny_llama())) as recorder,
+    ):
+        recorder.step(1)
+        raise KeyboardInterrupt
+    settings = Run(tmp_path).read_settings()
+    assert Run(tmp_path).state == "interrupted"
+    assert settings["last_step"] is None
+    assert settings["attempts"][0]["last_step"] == LAST
+
+
+@pytest.mark.parametrize("adapt", [plain, lora])
+def test_a_run_that_is_only_looked_at_again_is_not_written_again(
+    adapt: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = adapt(tiny_llama())
+    record(model, tmp_path)
+    before = {path: path.stat() for path in Run(tmp_path).snapshots_path.iterdir()}
+    with Recorder(tmp_path, every=1).attach(model, start_step=LAST):
+        pass
+    after = {path: path.stat() for path in Run(tmp_path).snapshots_path.iterdir()}
+    assert {p: (s.st_ino, s.st_mtime_ns) for p, s in after.items()} == {
+        p: (s.st_ino, s.st_mtime_ns) for p, s in before.items()
+    }
+    settings = Run(tmp_path).read_settings()
+    assert (settings["state"], settings["last_step"]) == ("finished", LAST)
+
+
+def test_the_last_step_is_written_where_the_run_lacks_it(tmp_path: Path) -> None:
+    model = lora(tiny_llama())
+    record(model, tmp_path)
+    last = series(tmp_path)[LAST]
+    (Run(tmp_path).snapshots_path / f"step-{LAST:08d}.safetensors").unlink()
+    with Recorder(tmp_path, every=1).attach(model, start_step=LAST):
+        pass
+    assert equal({LAST: series(tmp_path)[LAST]}, {LAST: last})
+
+
 # What is refused.
+
+
+@pytest.mark.parametrize(
+    ("start_step", "options", "message"),
+    [
+        (3, {}, "has no base and the model is at step 3 already"),
+        (0, {"max_bytes": 1000}, "max_bytes allows 1000 bytes"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(
+    start_step: int, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        begin(plain(tiny_llama()), tmp_path / "runs" / "a", start_step, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def test_a_begin_that_is_killed_anywhere_loses_nothing(
     replace = Path.replace
     for changes in range(100):
         run = Run(tmp_path / f"{changes}" / "run")
-        record(run, 0, 5, 1.0, state="finished", last_step=5)
+        missed = [{"step": 4, "reason": "full"}]
+        record(run, 0, 5, 1.0, state="finished", last_step=5, missing=missed)
         left = changes
 
         def replace_until_killed(self: Path, target: Path) -> Path:
@@ -232,6 +233,13 @@ def test_a_begin_that_is_killed_anywhere_loses_nothing(
                 break
             except KilledError:
                 pass
+        # Before the next one begins, all is the first one's still, wherever it lies.
+        if run.earlier_attempts():
+            between = run.restore_attempt(1, tmp_path / f"{changes}" / "between")
+            assert state(between) == {s: "1.0" for s in range(6)}
+            settings = between.read_settings()
+            assert (settings["state"], settings["last_step"]) == ("finished", 5)
+            assert settings["missing"] == [{"step": 4, "reason": "full"}]
         record(run, again, again + 1, 2.0)
         expected = kept | {s: "2.0" for s in ((0, 1) if again == 0 else (again + 1,))}
         assert state(run) == expected

@@ -10,7 +10,9 @@ import yaml
 
 from spectra.store import Run
 from spectra.training import METHODS, preset
-from spectra.training.sweep import read_sweep
+from spectra.training.adaptation import adapt
+from spectra.training.sweep import means_something, read_sweep
+from tests.helpers import tiny_llama
 
 SHARED: dict[str, Any] = {"model": "model", "data": "pairs.jsonl", "out": "runs"}
 
@@ -70,6 +72,16 @@ def test_a_grid_that_means_nothing_to_a_method_gives_one_run_of_it(tmp_path: Pat
         "sorsa-gamma0.002-rank8-seed1",
         "sorsa-gamma0.002-rank16-seed1",
     ]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"galore"}))
+def test_a_rank_means_something_where_it_changes_what_is_trained(method: str) -> None:
+    """GaLore's is of gradients, which no parameter shows; LISA freezes later what it does."""
+    counts = set()
+    for rank in (2, 4):
+        adapted = adapt(tiny_llama(), preset("table-2", method, rank=rank))
+        counts.add(sum(p.numel() for p in adapted.parameters() if p.requires_grad))
+    assert means_something("rank", method) == (len(counts) == 2)
 
 
 def test_settings_that_mean_nothing_to_a_method_are_left_out_of_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis import analyze
 from spectra.store import Run
+from spectra.training import trainer
 from spectra.training.trainer import FINAL, train
 from tests.helpers import tiny_model_folder
 from tests.training.tiny_runs import PAIRS, STEPS, settings
@@ -113,7 +115,8 @@ def test_killed_at_any_moment_a_run_ends_like_an_undisturbed_one(
             f"""
             import json
             from spectra.training import TrainSettings
-            from spectra.training.trainer import FINAL, train
+            from spectra.training import trainer
+from spectra.training.trainer import FINAL, train
             pairs = [tuple(p) for p in json.load(open({str(pairs)!r}))]
             settings = TrainSettings(**json.load(open({str(tmp_path / "settings.json")!r})))
             train({str(folder)!r}, pairs, {str(tmp_path / "killed")!r}, settings, progress=False)
@@ -159,3 +162,82 @@ def _reached(run: Run, step: int) -> bool:
         int(p.stem.removeprefix("step-")) >= step - step % 5
         for p in run.snapshots_path.glob("step-*.safetensors")
     )
+
+
+@pytest.mark.parametrize("method", ["lora", "partial-ft", "lisa"])
+def test_computing_activations_again_changes_nothing(
+    method: str, model_folder: Path, tmp_path: Path
+) -> None:
+    losses = [
+        train(
+            model_folder,
+            PAIRS,
+            tmp_path / str(again),
+            settings(method, max_steps=3, gradient_checkpointing=again),
+            progress=False,
+        ).read_training()[["loss", "grad_norm"]]
+        for again in (False, True)
+    ]
+    pd.testing.assert_frame_equal(*losses, rtol=1e-6)
+
+
+def test_a_compiled_model_trains_and_is_recorded_the_same(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a backend that only traces: the default one takes half a minute here."""
+    original = trainer._arguments
+
+    def traced(*given: Any) -> Any:
+        arguments = original(*given)
+        assert arguments.torch_compile and arguments.torch_compile_backend == "inductor"
+        arguments.torch_compile_backend = "eager"
+        return arguments
+
+    chosen = settings("sorsa", max_steps=3)
+    plain = train(model_folder, PAIRS, tmp_path / "plain", chosen, progress=False)
+    monkeypatch.setattr(trainer, "_arguments", traced)
+    compiled = train(
+        model_folder,
+        PAIRS,
+        tmp_path / "compiled",
+        settings("sorsa", max_steps=3, torch_compile=True),
+        progress=False,
+    )
+    losses = [run.read_training()[["loss", "grad_norm"]] for run in (plain, compiled)]
+    pd.testing.assert_frame_equal(*losses, rtol=1e-5)
+    keys = ["step", "layer", "module", "delta_sigma"]
+    drift = [analyze(run.path)[keys] for run in (plain, compiled)]
+    pd.testing.assert_frame_equal(*drift, rtol=1e-3)
+    assert final_weights(compiled).keys() == final_weights(plain).keys()
+
+
+def test_bfloat16_is_for_products_and_not_for_weights(model_folder: Path, tmp_path: Path) -> None:
+    """The loss is off by the rounding to 8 bits; what is trained keeps 24."""
+    exact, rounded = (
+        train(
+            model_folder,
+            PAIRS,
+            tmp_path / precision,
+            settings("lora", max_steps=3, precision=precision),
+            progress=False,
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    losses = [run.read_training()["loss"].iloc[0] for run in (exact, rounded)]
+    assert 0 < abs(losses[1] - losses[0]) < 2**-6 * losses[0]
+    assert all(t.dtype == torch.float32 for t in final_weights(rounded).values())
+
+
+def test_a_missing_galore_is_one_clear_line(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "galore_torch.galore_projector", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r'its extra "galore": pip install "\.\[galore\]"'
+    ):
+        train(model_folder, PAIRS, tmp_path / "run", settings("galore"), progress=False)
+
+
+def test_a_rank_that_a_matrix_does_not_have_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rank must be at most min\(m, n\) = 16 of .*, got 17"):
+        train(model_folder, PAIRS, tmp_path / "run", settings("pissa", rank=17), progress=False)

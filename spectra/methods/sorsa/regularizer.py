@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,7 +20,11 @@ _NOISE_MULTIPLE = 16.0
 
 
 def orthonormal_regularizer(
-    model: nn.Module, *, squared: bool = False, reduction: Reduction = "mean"
+    model: nn.Module,
+    *,
+    squared: bool = False,
+    reduction: Reduction = "mean",
+    smooth: bool = True,
 ) -> Tensor:
     """Departure of all trained factors from orthonormality: the paper's L_reg.
 
@@ -38,6 +43,9 @@ def orthonormal_regularizer(
         library does; the published γ (5e-4, 4e-4) go with it. ``"sum"`` is the paper's formula
         for every matrix: the pull on each factor then does not depend on how many are adapted,
         and equals the mean's at γ divided by the number of factors.
+    smooth : bool
+        Let the norm's gradient vanish in rounding noise, as said below. ``False`` is Eq. 8 to the
+        letter, and with it the authors' library step for step.
 
     Returns
     -------
@@ -58,7 +66,7 @@ def orthonormal_regularizer(
     ----------
     Cao and Song, SORSA, arXiv:2409.00055, Eq. 8.
     """
-    terms = [_term(factor, squared) for factor in trained_factors(model)]
+    terms = [_term(factor, squared, smooth) for factor in trained_factors(model)]
     if not terms:
         return torch.zeros(())
     total = torch.stack([t.to(terms[0].device) for t in terms]).sum()
@@ -72,6 +80,7 @@ def add_regularizer_gradient(
     *,
     squared: bool = False,
     reduction: Reduction = "mean",
+    smooth: bool = True,
 ) -> float:
     """Add (γ/η_d) ∇L_reg to the gradients of the trained factors: the update rule of Eq. 10.
 
@@ -87,7 +96,7 @@ def add_regularizer_gradient(
         γ ≥ 0, the regularizer's learning rate. With 0 no gradient is touched.
     max_lr : float
         η_d > 0, the scheduler's maximum learning rate.
-    squared, reduction
+    squared, reduction, smooth
         As in `orthonormal_regularizer`.
 
     Returns
@@ -106,12 +115,15 @@ def add_regularizer_gradient(
     """
     if gamma < 0 or max_lr <= 0:
         raise ValueError(f"gamma must be >= 0 and max_lr > 0, got {gamma} and {max_lr}.")
+    value = partial(
+        orthonormal_regularizer, model, squared=squared, reduction=reduction, smooth=smooth
+    )
     factors = [f for f in trained_factors(model) if f.parameter.requires_grad]
     if gamma == 0 or not factors:
         with torch.no_grad():
-            return float(orthonormal_regularizer(model, squared=squared, reduction=reduction))
+            return float(value())
     with torch.enable_grad():
-        loss = orthonormal_regularizer(model, squared=squared, reduction=reduction)
+        loss = value()
         gradients = torch.autograd.grad(loss, [f.parameter for f in factors])
     for factor, gradient in zip(factors, gradients, strict=True):
         scaled = (gamma / max_lr) * gradient
@@ -152,10 +164,13 @@ def trained_factors(model: nn.Module) -> Iterator[TrainedFactor]:
                     yield TrainedFactor(layer.sorsa_vh[name], transposed=True)
 
 
-def _term(factor: TrainedFactor, squared: bool) -> Tensor:
+def _term(factor: TrainedFactor, squared: bool, smooth: bool) -> Tensor:
     with torch.autocast(factor.parameter.device.type, enabled=False):
         gram = factor.gram()
-        square = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum()
+        error = gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        if not (squared or smooth):
+            return torch.linalg.matrix_norm(error)
+        square = error.square().sum()
     if squared:
         return square
     epsilon = torch.finfo(factor.parameter.dtype).eps

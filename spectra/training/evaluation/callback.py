@@ -1,0 +1,90 @@
+"""Perplexities beside a training: at every recorded step, into the run's curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from spectra.recording.recorder import Recorder
+from spectra.training.evaluation.perplexity import DEFAULT_BATCH_SIZE, Example, identity, perplexity
+
+
+class PerplexityCallback(TrainerCallback):
+    """Measures perplexities at every recorded step, the base and the last step included.
+
+    Add it behind the `spectra.SpectraCallback` whose recorder it is given. Training is the same
+    to the bit with it and without: nothing is drawn, no gradient is touched, and its time is left
+    out of the curve's ``seconds``. On resuming, what an earlier attempt measured stays.
+
+    The model is evaluated as it is, in its own dtype and with its adapters unmerged. Of several
+    processes each computes the whole; sharded models (FSDP, ZeRO-3) are not for this.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        That of the run; its `last_snapshot` tells what is recorded.
+    columns : mapping of str to sequence of Example
+        What to measure on, by the column: ``perplexity``, ``perplexity_other``.
+    batch_size : int
+        Examples a forward pass.
+
+    Examples
+    --------
+    >>> recording = SpectraCallback("runs/a")  # doctest: +SKIP
+    >>> columns = {"perplexity": examples}  # doctest: +SKIP
+    >>> measuring = PerplexityCallback(recording.recorder, columns)  # doctest: +SKIP
+    >>> Trainer(..., callbacks=[recording, measuring])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        columns: Mapping[str, Sequence[Example]],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> None:
+        self._recorder = recorder
+        self._columns = dict(columns)
+        self._batch_size = batch_size
+
+    def on_train_begin(  # noqa: D102
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if model is None:
+            return
+        run = self._recorder.run
+        before = run.read_settings().get("evaluation", {}) if run.exists() else {}
+        dtype = next(model.parameters()).dtype
+        told = {name: identity(examples, dtype) for name, examples in self._columns.items()}
+        self._recorder.note(evaluation=before | told)
+        if state.global_step == 0:
+            self._measure(model, 0)
+
+    def on_step_end(  # noqa: D102
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The last step is recorded when the training ends, which is too late to log its values.
+        is_recorded = self._recorder.last_snapshot == state.global_step
+        if model is not None and (is_recorded or control.should_training_stop):
+            self._measure(model, state.global_step)
+
+    def _measure(self, model: nn.Module, step: int) -> None:
+        with self._recorder.paused():
+            values = {
+                name: perplexity(model, examples, batch_size=self._batch_size)
+                for name, examples in self._columns.items()
+            }
+        self._recorder.log(step, **values)
