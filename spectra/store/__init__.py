@@ -11,7 +11,7 @@ from spectra.store.schema import (
     TRAINING,
     TRAINING_QUANTITIES,
 )
-from spectra.store.sweeps import Sweep, SweepRun, find_sweeps
+from spectra.store.sweeps import STATES, Sweep, SweepRun, find_sweeps
 from spectra.store.tables import PartTable
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "DRIFT_QUANTITIES",
     "KEYS",
     "SPECTRUM",
+    "STATES",
     "TRAINING",
     "TRAINING_QUANTITIES",
     "Attempt",
