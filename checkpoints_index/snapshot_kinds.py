@@ -38,6 +38,9 @@ INITIAL_PARTS = {
 """What the base's snapshot holds beside ``weight`` for the layers of a kind."""
 INDICES = ("svft_rows", "svft_cols")
 """The parts that are positions, int32; all others are floats."""
+RECOMPUTED = ("svf_u", "svf_vh", "svft_u", "svft_vh")
+"""The base's parts that follow from W_0 and are computed again when a training goes on, perhaps
+on another machine: the same but for the last digit."""
 SCALED = ("lora", "residual-lora", "adalora", "dora", "residual")
 """The kinds that have a scaling."""
 SHAPED = ("svf", "svft", "lora-xs")

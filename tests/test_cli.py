@@ -21,16 +21,8 @@ from spectra.store import Run
 from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
 COMMANDS = (
-    "demo",
-    "train",
-    "sweep",
-    "index",
-    "analyze",
-    "watch",
-    "plot",
-    "dashboard",
-    "report",
-    "cache",
+    *("demo", "train", "sweep", "index", "analyze", "watch", "plot", "dashboard", "report"),
+    *("evaluate", "cache"),
 )
 
 

@@ -89,6 +89,13 @@ LABELS = {
     "lr": Label("learning rate", "", "Learning rate of the step."),
     "ortho_loss": Label("L_reg", "unweighted", "Orthonormal regularizer, before its weight γ."),
     "seconds": Label("time", "s", "Seconds since training started."),
+    "perplexity": Label(
+        "perplexity", "held-out responses", "Perplexity of held-out answers to questions."
+    ),
+    "perplexity_other": Label(
+        "perplexity, other text", "", "Perplexity on text of another kind: what was forgotten."
+    ),
+    "gsm8k": Label("GSM8K", "share solved", "Share of problems whose number is right."),
 }
 """Label of every column that can be drawn; a column without one is called by its own name."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -272,8 +272,8 @@ def describe_training(
     rows = rows.sort_values("step", kind="stable")
     finite = np.isfinite(rows[filled].to_numpy(dtype=float))
     runs = list(by_run(rows[finite.any(axis=1)], rows))
-    longest = max(part["step"].nunique() for _, _, part in runs)
-    window = smooth or (1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2))
+    # Of each column by itself: an evaluation has a value now and then, the loss at every step.
+    windows = {c: smooth or _window(rows[np.isfinite(rows[c].to_numpy(float))]) for c in filled}
     panels, notes = [], []
     for column in filled:
         values = rows[column].to_numpy(dtype=float)
@@ -286,7 +286,7 @@ def describe_training(
             part = part[np.isfinite(part[column].to_numpy(dtype=float))]
             part = part[part[column] > 0] if is_log else part
             if not part.empty:
-                curves.append((i, _smoothed(_curve(part["step"], part[column]), window)))
+                curves.append((i, _smoothed(_curve(part["step"], part[column]), windows[column])))
         label = label_of(column)
         panels.append(RunPanel(label.symbol, label, tuple(curves), limits, is_log))
     empty = [label_of(c).symbol for c in columns if c not in filled]
@@ -297,7 +297,7 @@ def describe_training(
         runs=tuple(title for _, title, _ in runs),
         band=False,
         caption=_join(
-            f"Strong: mean of {window} recorded steps; faint: every one." if window > 1 else "",
+            *_smoothing_sentences(windows),
             f"Not recorded: {', '.join(empty)}." if empty else "",
             *notes,
             f"{infinite} infinite values are left out." if infinite else "",
@@ -387,6 +387,21 @@ def _curve(
         return () if series is None else tuple(float(v) for v in series)
 
     return Curve(tuple(int(s) for s in steps), floats(values), floats(low), floats(high))
+
+
+def _window(rows: pd.DataFrame) -> int:
+    longest = max((part["step"].nunique() for _, part in rows.groupby("run")), default=0)
+    return 1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2)
+
+
+def _smoothing_sentences(windows: dict[str, int]) -> Iterator[str]:
+    alike = len(set(windows.values())) == 1
+    for column, window in windows.items():
+        if window > 1:
+            head = "Strong" if alike else f"{label_of(column).symbol}, strong"
+            yield f"{head}: mean of {window} recorded steps; faint: every one."
+            if alike:
+                return
 
 
 def _smoothed(curve: Curve, window: int) -> Curve:

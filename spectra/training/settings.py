@@ -131,6 +131,12 @@ class TrainSettings:
         resolved = resolve_options(method, self.options, self.rank)
         object.__setattr__(self, "options", resolved)
 
+    @property
+    def measured_on(self) -> dict[str, str]:
+        """The files whose perplexity is followed, by the columns that it gets in a run."""
+        files = {"perplexity": self.held_out, "perplexity_other": self.other_text}
+        return {column: file for column, file in files.items() if file is not None}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON stores them."""
         return asdict(self) | {"modules": list(self.modules)}

@@ -32,6 +32,8 @@ from spectra.training.adalora import AdaLoraCallback
 from spectra.training.adaptation import adapt, block_layers
 from spectra.training.cost import CostCallback
 from spectra.training.data import read_pairs, tokenize
+from spectra.training.evaluation.callback import PerplexityCallback
+from spectra.training.evaluation.texts import READERS
 from spectra.training.galore import galore_allowed, galore_arguments
 from spectra.training.lisa import LisaCallback
 from spectra.training.methods import METHODS
@@ -96,6 +98,10 @@ def train(
     pairs = data if isinstance(data, list) else read_pairs(data)
     loaded, tokenizer = _load(model)
     examples = tokenize(pairs, tokenizer, settings.max_length)
+    measured = {
+        column: READERS[column](file, tokenizer, settings.max_length)
+        for column, file in settings.measured_on.items()
+    }
     transformers.set_seed(settings.seed)
     if settings.gradient_checkpointing:
         _checkpoint_activations(loaded)
@@ -124,6 +130,10 @@ def train(
     )
     for callback in _method_callbacks(trainer, settings, recording):
         trainer.add_callback(callback)
+    if measured:
+        trainer.add_callback(
+            PerplexityCallback(recording.recorder, measured, batch_size=settings.micro_batch_size)
+        )
     # Last: when it is told, all others have saved what is theirs.
     trainer.add_callback(_MarkComplete())
     trainer.remove_callback(ProgressCallback)

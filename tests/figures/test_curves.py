@@ -108,6 +108,20 @@ def test_long_training_is_smoothed_over_the_record_it_shows():
     assert curve.values[200] == pytest.approx(rows["loss"][195:205].mean())
 
 
+def test_what_is_recorded_now_and_then_is_not_smoothed_with_the_rest():
+    rows = training_rows(steps=400)
+    rows = pd.concat([rows.head(1).assign(step=0, loss=np.nan), rows], ignore_index=True)
+    rows["perplexity"] = (500 - rows["step"]).where(rows["step"] % 100 == 0)
+
+    description = describe_training(rows, ["loss", "perplexity"])
+
+    loss, evaluated = (panel.curves[0][1] for panel in description.panels)
+    assert loss.steps[0] == 1 and loss.raw
+    assert list(evaluated.steps) == [0, 100, 200, 300, 400] and not evaluated.raw
+    assert list(evaluated.values) == [500, 400, 300, 200, 100]
+    assert "training loss, strong: mean of 10 recorded steps" in description.caption
+
+
 def test_a_quantity_nobody_recorded_is_named_not_drawn():
     rows = training_rows().assign(grad_norm=np.nan)
 

@@ -177,6 +177,26 @@ def test_training_rows_are_what_was_told(kind: str, tmp_path: Path) -> None:
     assert (frame["seconds"] >= 0).all()
 
 
+def test_what_is_measured_in_between_takes_none_of_the_trainings_time(
+    kind: str, tmp_path: Path
+) -> None:
+    recorder = Recorder(tmp_path, every=2)
+    with recorder.attach(fresh(kind)):
+        assert recorder.last_snapshot in (0, None)
+        recorder.step(2, loss=1.0)
+        assert recorder.last_snapshot == 2
+        with recorder.paused():
+            time.sleep(0.5)
+        recorder.note(evaluation={"perplexity": {"tokens": 3}})
+        recorder.step(3, loss=1.0, perplexity=9.0)
+        assert recorder.last_snapshot == 2
+    run = Run(tmp_path)
+    first, second = run.read_training()["seconds"]
+    assert first <= second < first + 0.5
+    assert run.read_training()["perplexity"].tolist()[1] == 9.0
+    assert run.read_settings()["evaluation"] == {"perplexity": {"tokens": 3}}
+
+
 def test_the_run_says_what_it_is(kind: str, tmp_path: Path) -> None:
     record(fresh(kind), tmp_path, base="tiny", settings={"lr": 0.05})
     settings = Run(tmp_path).read_settings()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 import spectra
@@ -18,7 +19,18 @@ from checkpoints_index import build_index, find_checkpoints, open_model
 from checkpoints_index.snapshots import BASE_FILE
 from spectra.recording import Recorder
 from spectra.store import Run
-from tests.helpers import lora, plain, shake, sorsa, tiny_llama, train_steps
+from tests.helpers import (
+    lora,
+    lora_xs,
+    milora,
+    plain,
+    shake,
+    sorsa,
+    svf,
+    svft,
+    tiny_llama,
+    train_steps,
+)
 
 LAST = 6
 
@@ -148,6 +160,50 @@ def test_the_last_step_is_written_where_the_run_lacks_it(tmp_path: Path) -> None
     with Recorder(tmp_path, every=1).attach(model, start_step=LAST):
         pass
     assert equal({LAST: series(tmp_path)[LAST]}, {LAST: last})
+
+
+# Adapters whose frozen factors come back with the file, or are computed again.
+
+FROZEN = {"milora": milora, "svf": svf, "svft": svft, "lora-xs": lora_xs}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+def test_a_run_goes_on_with_the_adapter_loaded_from_its_file(kind: str, tmp_path: Path) -> None:
+    record(FROZEN[kind](tiny_llama()), tmp_path / "undisturbed")
+    model = FROZEN[kind](tiny_llama())
+    record(model, tmp_path / "run", last=3)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    loaded: Any = PeftModel.from_pretrained(
+        tiny_llama(), str(tmp_path / "adapter"), is_trainable=True
+    )
+    record(loaded, tmp_path / "run", first=4)
+    assert equal(series(tmp_path / "run"), series(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("kind", ["svf", "svft"])
+def test_vectors_may_be_rounded_as_on_another_machine_and_no_more(
+    kind: str, tmp_path: Path
+) -> None:
+    model = FROZEN[kind](tiny_llama())
+    record(model, tmp_path, last=3)
+    layer = model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
+    u = getattr(layer, f"{kind}_u")["default"]
+    u[:, 3] = torch.nextafter(u[:, 3], torch.ones(()))
+    begin(model, tmp_path, start_step=3)
+    u[2, 3] += 1e-6
+    with pytest.raises(ValueError, match=r"other initial factors of .*1\.self_attn\.v_proj"):
+        begin(model, tmp_path, start_step=3)
+
+
+@pytest.mark.parametrize("kind", ["milora", "lora-xs"])
+def test_factors_that_are_saved_must_come_back_exactly(kind: str, tmp_path: Path) -> None:
+    model = FROZEN[kind](tiny_llama())
+    record(model, tmp_path, last=3)
+    layer = model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
+    held = layer.milora_a0 if kind == "milora" else layer.lora_xs_left
+    held["default"][0, 0] += 1e-7
+    with pytest.raises(ValueError, match=r"other initial factors of .*1\.self_attn\.v_proj"):
+        begin(model, tmp_path, start_step=3)
 
 
 # What is refused.

@@ -343,6 +343,34 @@ def test_training_rows_are_read_as_written(tmp_path: Path) -> None:
     assert run.read_training()["step"].tolist() == [7]
 
 
+def test_columns_that_a_training_table_lacks_are_null(tmp_path: Path) -> None:
+    """It was written before the schema had them."""
+    path = tmp_path / "training.parquet"
+    older = pa.schema([pa.field("step", pa.int64()), pa.field("loss", pa.float64())])
+    pq.write_table(pa.Table.from_pylist([{"step": 3, "loss": 0.5}], schema=older), path)
+    frame = read_training(path, TRAINING)
+    assert set(frame.columns) == set(TRAINING.names)
+    assert frame["loss"].tolist() == [0.5] and frame["perplexity"].isna().all()
+    assert frame["perplexity"].dtype == "float64"
+
+
+def test_values_of_a_step_are_set_and_all_else_stays(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    run.update_settings(method="lora")
+    run.update_training(4, perplexity=8.0)  # there is no table yet
+    run.write_training([{"step": 2, "loss": 1.5, "lr": 0.1}, {"step": 3, "loss": 1.0}])
+    run.update_training(3, perplexity=7.0, gsm8k=0.25)
+    run.update_training(0, perplexity=9.0)
+    run.update_training(3, perplexity=6.0)
+    frame = run.read_training().set_index("step")
+    assert frame.index.tolist() == [0, 2, 3]
+    assert frame["perplexity"].dropna().to_dict() == {0: 9.0, 3: 6.0}
+    assert frame["gsm8k"].dropna().to_dict() == {3: 0.25}
+    assert frame["loss"].dropna().to_dict() == {2: 1.5, 3: 1.0}
+    assert frame["lr"].dropna().to_dict() == {2: 0.1}
+    assert pq.read_schema(run.training_path).equals(TRAINING)
+
+
 def test_without_training_there_are_no_rows(tmp_path: Path) -> None:
     frame = read_training(tmp_path / "training.parquet", TRAINING)
     assert list(frame.columns) == TRAINING.names

@@ -178,7 +178,7 @@ def test_computing_activations_again_changes_nothing(
         ).read_training()[["loss", "grad_norm"]]
         for again in (False, True)
     ]
-    pd.testing.assert_frame_equal(*losses, rtol=1e-6)
+    pd.testing.assert_frame_equal(losses[0], losses[1], rtol=1e-6)
 
 
 def test_a_compiled_model_trains_and_is_recorded_the_same(
@@ -204,10 +204,10 @@ def test_a_compiled_model_trains_and_is_recorded_the_same(
         progress=False,
     )
     losses = [run.read_training()[["loss", "grad_norm"]] for run in (plain, compiled)]
-    pd.testing.assert_frame_equal(*losses, rtol=1e-5)
+    pd.testing.assert_frame_equal(losses[0], losses[1], rtol=1e-5)
     keys = ["step", "layer", "module", "delta_sigma"]
     drift = [analyze(run.path)[keys] for run in (plain, compiled)]
-    pd.testing.assert_frame_equal(*drift, rtol=1e-3)
+    pd.testing.assert_frame_equal(drift[0], drift[1], rtol=1e-3)
     assert final_weights(compiled).keys() == final_weights(plain).keys()
 
 

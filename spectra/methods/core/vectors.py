@@ -108,6 +108,8 @@ class VectorsLayer(TunerLayer[Config]):
 
     def _warn_of_other_vectors(self, adapter: str) -> None:
         u, pivot = (getattr(self, self.frozen_names[i])[adapter] for i in (0, 2))
+        if bool((pivot < 0).any()):
+            return  # not loaded: the vectors are NaN, and so is what comes of them
         at_pivot = u.gather(0, pivot.to(u.device).long()[None])[0]
         turned = int((at_pivot < _PIVOT_SHARE * u.abs().amax(dim=0)).sum())
         if turned:

@@ -31,6 +31,11 @@ class PerplexityCallback(TrainerCallback):
     batch_size : int
         Examples a forward pass.
 
+    Raises
+    ------
+    ValueError
+        When a training goes on and the run has values on other data.
+
     Examples
     --------
     >>> recording = SpectraCallback("runs/a")  # doctest: +SKIP
@@ -64,6 +69,14 @@ class PerplexityCallback(TrainerCallback):
         before = run.read_settings().get("evaluation", {}) if run.exists() else {}
         dtype = next(model.parameters()).dtype
         told = {name: identity(examples, dtype) for name, examples in self._columns.items()}
+        changed = [name for name in told if before.get(name, told[name]) != told[name]]
+        if changed and state.global_step > 0:
+            self._recorder.interrupt()
+            raise ValueError(
+                f"{run.path} has values of {' and '.join(changed)} on other data than is given "
+                "now, and one column holds one thing. Give the files as they were, or begin anew "
+                "in another folder."
+            )
         self._recorder.note(evaluation=before | told)
         if state.global_step == 0:
             self._measure(model, 0)
