@@ -70,7 +70,7 @@ class PlannedRun:
     settings : TrainSettings
         Resolved.
     varies : mapping
-        What the grid sets of it, by field or by the method's own setting.
+        What the grid has, by field or by the method's own setting: this run's value of it.
     """
 
     name: str
@@ -216,7 +216,8 @@ class _Combinations:
             for method, given in own.items()
         }
 
-    def __iter__(self) -> Iterator[tuple[TrainSettings, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[TrainSettings, dict[str, Any], dict[str, Any]]]:
+        """Yield settings, what was crossed of them, and what differs between the methods too."""
         for seed, method in itertools.product(self.seeds, self.methods):
             own = self._own.get(method, {})
             axes = {
@@ -225,19 +226,21 @@ class _Combinations:
                 if name not in own and means_something(name, method)
             }
             for point in itertools.product(*axes.values()):
-                varies = dict(zip(axes, point, strict=True))
-                yield self._settings(method, seed, own, varies), varies
+                crossed = dict(zip(axes, point, strict=True))
+                values = own | crossed
+                varies = {name: values[name] for name in self._grid if name in values}
+                yield self._settings(method, seed, own, crossed), crossed, varies
 
     def _settings(
-        self, method: str, seed: int, own: dict[str, Any], varies: dict[str, Any]
+        self, method: str, seed: int, own: dict[str, Any], crossed: dict[str, Any]
     ) -> TrainSettings:
         fixed = {n: v for n, v in self._fixed.items() if means_something(n, method)}
-        given = fixed | own | varies
+        given = fixed | own | crossed
         options = {n: given.pop(n) for n in METHODS[method].options if n in given}
         try:
             return preset(self._preset, method, seed=seed, options=options, **given)
         except ValueError as error:
-            where = ", ".join([method, *(f"{n} {v}" for n, v in varies.items())])
+            where = ", ".join([method, *(f"{n} {v}" for n, v in crossed.items())])
             raise ValueError(f"{where}: {error}") from error
 
     def _read(self, where: str, given: Any, methods: list[str]) -> dict[str, Any]:
@@ -314,8 +317,8 @@ def _named(combinations: _Combinations) -> Iterator[PlannedRun]:
     What is in the grid is in the name also where the grid has one value of it, so that a second
     one does not rename the first.
     """
-    for settings, varies in combinations:
-        parts = [settings.method, *(_part(n, v) for n, v in varies.items())]
+    for settings, crossed, varies in combinations:
+        parts = [settings.method, *(_part(n, v) for n, v in crossed.items())]
         yield PlannedRun("-".join([*parts, f"seed{settings.seed}"]), settings, varies)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spectra.training.adaptation import adapt
 from spectra.training.sweep import means_something, read_sweep
 from tests.helpers import tiny_llama
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "sweeps.md"
 SHARED: dict[str, Any] = {"model": "model", "data": "pairs.jsonl", "out": "runs"}
 
 
@@ -60,6 +62,19 @@ def test_methods_seeds_and_grid_are_crossed_and_named(tmp_path: Path) -> None:
     assert plan.out == tmp_path / "runs" and plan.analyze
 
 
+def test_the_documents_example_is_a_sweep(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text("utf-8"), flags=re.DOTALL)
+    asked = yaml.safe_load(text)
+    (tmp_path / asked["model"]).mkdir()
+    for key in ("data", "held_out", "other_text"):
+        (tmp_path / asked[key]).write_text("")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+    found = names(file)
+    # 3 seeds of 2 rates; of 2 rates and 2 ranks; of 2 ranks
+    assert len(found) == 3 * (2 + 4 + 2) and "lora-lr0.0001-rank8-seed1" in found
+
+
 def test_a_grid_that_means_nothing_to_a_method_gives_one_run_of_it(tmp_path: Path) -> None:
     grid = {"rank": [8, 16], "gamma": [1e-3, 2e-3]}
     methods = ["partial-ft", "lora", "sorsa"]
@@ -102,7 +117,8 @@ def test_what_is_set_for_a_method_is_not_crossed(tmp_path: Path) -> None:
         per_method={"sorsa": {"learning_rate": 3e-4}},
     )
     assert names(file) == ["lora-lr0.0001-seed1", "lora-lr0.0002-seed1", "sorsa-seed1"]
-    assert read_sweep(file).runs[-1].settings.learning_rate == 3e-4
+    sorsa = read_sweep(file).runs[-1]
+    assert sorsa.settings.learning_rate == 3e-4 and sorsa.varies == {"learning_rate": 3e-4}
 
 
 def test_methods_own_settings_are_fields_like_any_other(tmp_path: Path) -> None:
