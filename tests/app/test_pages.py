@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -314,7 +315,7 @@ def write_sweep(root, name="sweep", failed=False):
             run = SweepRun(f"{method}{ranks}-seed{seed}", method, seed, varies, state="done")
             rows.append(run)
             write_run(root / name, run.name, method, seed=seed)
-    waiting = {"state": "failed", "error": "too **large**"} if failed else {}
+    waiting: Any = {"state": "failed", "error": "too **large**"} if failed else {}
     rows.append(SweepRun("full-ft-seed3", "full-ft", 3, {}, **waiting))
     sweep = Sweep(root / name)
     sweep.plan({}, rows)
