@@ -116,6 +116,8 @@ class TrainSettings:
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
         if self.gamma > 0 and self.method != "sorsa":
             raise ValueError(f"gamma is sorsa's; {self.method} has no regularizer.")
+        if self.clip_together and not self.method.startswith("sorsa"):
+            raise ValueError(f"clip_together is sorsa's; {self.method} has no regularizer.")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, or -1 for none, got {self.max_steps}.")
         if self.batch_size % self.micro_batch_size:
