@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -115,8 +116,8 @@ def show_values(values: pd.DataFrame, entries: Sequence[RunEntry], quantities: l
     st.dataframe(means, hide_index=True, column_config=_columns(quantities))
 
 
-def _columns(quantities: list[str]) -> dict[str, object]:
-    found: dict[str, object] = {}
+def _columns(quantities: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for column in {*quantities, "kappa"}:
         text, form = _FORMATS[column]
         found[column] = st.column_config.NumberColumn(text, format=form)
