@@ -272,6 +272,8 @@ def _told(outcome: Outcome) -> str:
         return f"{outcome.name} failed: {outcome.error}"
     if outcome.state == "elsewhere":
         return f"{outcome.name} is being trained by another sweep"
+    if not outcome.seconds:
+        return f"{outcome.name}: done by another sweep"
     return f"{outcome.name}: done in {in_time(outcome.seconds)}"
 
 

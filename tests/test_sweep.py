@@ -235,7 +235,8 @@ def test_what_another_sweep_has_just_done_is_not_done_again(
     quietly(file)
     monkeypatch.setattr(spectra.sweep, "finished", first_nothing)
     monkeypatch.setattr(spectra.sweep, "train", fail)
-    rows, _ = quietly(file)
+    rows, said = quietly(file)
+    assert said[-1] == "[1/1] lora-seed1: done by another sweep"
     assert seen == [set(), {"lora-seed1"}] and rows[0].state == "done"
 
 

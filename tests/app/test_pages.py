@@ -5,8 +5,8 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -315,8 +315,8 @@ def write_sweep(root, name="sweep", failed=False):
             run = SweepRun(f"{method}{ranks}-seed{seed}", method, seed, varies, state="done")
             rows.append(run)
             write_run(root / name, run.name, method, seed=seed)
-    waiting: Any = {"state": "failed", "error": "too **large**"} if failed else {}
-    rows.append(SweepRun("full-ft-seed3", "full-ft", 3, {}, **waiting))
+    last = SweepRun("full-ft-seed3", "full-ft", 3, {})
+    rows.append(replace(last, state="failed", error="too **large**") if failed else last)
     sweep = Sweep(root / name)
     sweep.plan({}, rows)
     return sweep
