@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 from dashboard_choices import choose_many
 from dashboard_runs import RunEntry, list_runs, root_folder
+from dashboard_sweeps import SweepEntry, choose_sweep, list_sweeps
 
 from spectra import figures
 
@@ -38,10 +39,11 @@ def open_page(title: str, reading: str) -> list[RunEntry]:
         st.stop()
     try:
         entries = list_runs(root)
+        sweeps, unreadable = list_sweeps(root)
     except FileNotFoundError as error:
         st.error(escape(error))
         st.stop()
-    _watch(entries)
+    _watch(entries, sweeps)
     if not entries:
         st.info(f"There are no runs in {escape(root)} yet. Make one with any of these:")
         st.code(
@@ -55,10 +57,12 @@ def open_page(title: str, reading: str) -> list[RunEntry]:
     for entry in entries:
         if entry.problem:
             warn(entry, entry.problem)
+    for problem in unreadable:
+        st.warning(f"A sweep is not shown as one: {escape(problem)}")
     if not readable:
         st.stop()
-    labels = {e.label: e for e in readable}
     with st.sidebar:
+        labels = {e.label: e for e in choose_sweep(sweeps, readable)}
         chosen = choose_many("run", "Runs", list(labels))
         # st.text, not Markdown: a run's name is shown as it is.
         st.text("\n".join(_one_line(labels[label]) for label in chosen))
@@ -161,18 +165,18 @@ def range_words(option: str, chosen: range, values: Sequence[int]) -> list[str]:
     return [option, f"{chosen[0]}-{chosen[-1]}"]
 
 
-def _watch(entries: list[RunEntry]) -> None:
-    """Draw the page again when a run appears or a file of one changes."""
+def _watch(entries: list[RunEntry], sweeps: list[SweepEntry]) -> None:
+    """Draw the page again when a run appears, or a file of one or of a sweep changes."""
     root = root_folder()
     growing = any(entry.state == "growing" for entry in entries)
 
     @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else _IDLE_SECONDS)
     def look() -> None:
         try:
-            now = list_runs(root) if root else []
+            now = (list_runs(root), list_sweeps(root)[0]) if root else ([], [])
         except OSError:
             return
-        if now != entries:
+        if now != (entries, sweeps):
             st.rerun()
 
     look()

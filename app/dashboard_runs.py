@@ -33,6 +33,8 @@ class RunEntry:
     problem : str
         Why the run cannot be read, or empty.
     drift_files, training_files : FileState
+    varies : tuple of (str, object)
+        Of a run in the chosen sweep: method, seed, and what else the sweep varies.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class RunEntry:
     problem: str
     drift_files: FileState
     training_files: FileState
+    varies: tuple[tuple[str, object], ...] = ()
 
 
 def root_folder() -> Path | None:

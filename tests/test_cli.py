@@ -21,7 +21,7 @@ from spectra.store import Run
 from tests.helpers import gaussian, tiny_llama, tiny_model_folder
 
 COMMANDS = (
-    *("demo", "train", "index", "analyze", "watch", "plot", "dashboard", "report"),
+    *("demo", "train", "sweep", "index", "analyze", "watch", "plot", "dashboard", "report"),
     *("evaluate", "cache"),
 )
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from spectra.cli import _parser, main
+from spectra.training import METHODS, preset
 from tests.helpers import shake, tiny_llama, tiny_model_folder, train_steps
+from tests.training.tiny_runs import trained_parameters
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,24 @@ def test_every_link_into_the_repository_leads_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_its_table_of_methods_is_the_registry() -> None:
+    """The numbers are those of SmolLM2-135M: 30 layers, q_proj 576×576 and v_proj 192×576."""
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \| (.*?) \| (.*?) \| ([\d,]+) \| (yes|no) \|$", README, re.M
+    )
+    assert [row[0] for row in rows] == list(METHODS)
+    for name, title, trains, number, rewrites in rows:
+        method = METHODS[name]
+        link = f"[{method.title}](https://arxiv.org/abs/{method.paper})"
+        assert title == (link if method.paper else method.title)
+        assert trains == method.trains and rewrites == ("yes" if method.rewrites_base else "no")
+        shapes = [(576, 576), (192, 576)] * 30
+        count = 134_515_008
+        if not method.trains_everything:
+            count = trained_parameters(name, shapes, preset("small", name))
+        assert int(number.replace(",", "")) == count
 
 
 def test_its_commands_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import streamlit as st
 from dashboard_choices import choose_many, choose_range
 from dashboard_parts import escape, open_page, range_words, read_tables, show, take_along
 from dashboard_runs import read_training
+from dashboard_sweeps import show_values
 
 from spectra import figures
 from spectra.store import TRAINING_QUANTITIES
@@ -43,6 +44,9 @@ if not columns:
 rows = training[training["step"].between(steps[0], steps[-1])]
 draw = partial(figures.training, rows, columns)
 show(draw, "Recorded training quantities over the steps, a line a run.")
+if any(entry.varies for entry in entries) and "loss" in filled:
+    st.caption("At the end: the mean training loss of the last five recorded steps.")
+    show_values(figures.final_losses(rows), entries, ["loss"])
 take_along(
     "training",
     draw,

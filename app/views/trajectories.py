@@ -6,6 +6,7 @@ import streamlit as st
 from dashboard_choices import choose_many, choose_one, choose_range
 from dashboard_parts import ask_for_analysis, open_page, range_words, read_tables, show, take_along
 from dashboard_runs import read_drift
+from dashboard_sweeps import show_values
 
 from spectra import figures
 
@@ -43,15 +44,7 @@ draw = partial(figures.trajectory, rows, axes=axes)
 show(draw, "Drift of singular vectors against drift of singular values, a panel a run.")
 
 st.caption("At the last step: mean ΔΣ and ΔD over the layers, and the median condition number κ.")
-st.dataframe(
-    figures.final_values(rows),
-    hide_index=True,
-    column_config={
-        "delta_sigma": st.column_config.NumberColumn("mean ΔΣ", format="%.3g"),
-        "delta_d": st.column_config.NumberColumn("mean ΔD", format="%.3g"),
-        "kappa": st.column_config.NumberColumn("median κ", format="%.3g"),
-    },
-)
+show_values(figures.final_values(rows), entries, ["delta_sigma", "delta_d"])
 take_along(
     "trajectory",
     draw,

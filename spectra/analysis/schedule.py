@@ -118,7 +118,7 @@ def _computed(
     failed: list[CheckpointError],
 ) -> Iterator[Rows]:
     if scheduler is not None:
-        with _connect(scheduler), joblib.parallel_config(backend="dask"):
+        with connect(scheduler), joblib.parallel_config(backend="dask"):
             yield from _in_parallel(tasks, quantities, cache, Workers(-1, 1), failed)
         return
     chosen = choose_workers(tasks, quantities, workers)
@@ -286,7 +286,16 @@ def _solve(
         yield drift | keys | {"dtype": stale.matrix.dtype}, spectrum and spectrum | keys
 
 
-def _connect(scheduler: str) -> AbstractContextManager[Any]:
+def connect(scheduler: str) -> AbstractContextManager[Any]:
+    """Return a client of a Dask scheduler, to be closed.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If Dask is not installed.
+    OSError
+        If nobody answers at the address.
+    """
     try:
         from distributed import Client
     except ImportError as error:

@@ -18,11 +18,12 @@ from spectra.cli import (
     index,
     plot,
     report,
+    sweep,
     train,
 )
 
 # In the order of `spectra --help`.
-_COMMANDS = (demo, train, index, analyze, plot, dashboard, report, evaluate, export, cache)
+_COMMANDS = (demo, train, sweep, index, analyze, plot, dashboard, report, evaluate, export, cache)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from spectra import load
@@ -124,6 +125,8 @@ def _lm_eval(run: Any, options: argparse.Namespace, chosen: dict[str, Any]) -> N
     from spectra.training.evaluation.lm_eval import NOTE, PREFIX
     from spectra.training.evaluation.runs import evaluate_lm_eval
 
+    # It warns of a model that comes loaded, which is how it always comes here.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task = options.task.removeprefix(PREFIX)
     chosen |= {
         "limit": options.limit,

@@ -78,12 +78,20 @@ def add(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from spectra.listing import in_units
+
     trainer = load("spectra.training.trainer", "train")
     quiet_transformers()
     changes = {name: getattr(options, name) for name in _FIELDS}
     changes |= {"modules": names(options.modules), "options": dict(options.option)}
     settings = preset(options.preset, options.method, **changes)
     run = trainer.train(options.model, options.data, options.out, settings)
+    if cost := run.read_settings().get("cost"):
+        print(
+            f"{cost['trainable_parameters']:,} parameters trained, "
+            f"{cost['seconds_per_step']:.3g} s a step, {in_units(cost['peak_memory'])} of "
+            f"{'GPU ' * (cost['memory'] == 'gpu')}memory"
+        )
     print(f"Recorded in {run.path}. Next: spectra analyze {run.path}")
 
 

@@ -140,7 +140,9 @@ def _refuse_wrong_start(
             f"{base.path}: it is a PiSSA adapter on a residual base. Give the adapter as it was "
             "before training with --initial."
         )
-    if bound.initial is not None and sums.start > 0 and not is_part:
+    # LoRA-GA begins with gradients; the others with a projection of W_0.
+    is_any_matrix = adapter.rewrites_base == "lora_ga"
+    if bound.initial is not None and sums.start > 0 and not (is_part or is_any_matrix):
         raise CheckpointError(
             f"{bound.initial.path} is no part of the weights of {base.path}, which is another "
             f"base than the one it was taken from, or its residual. {_advice(adapter)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectra.figures.ends import final_values
+from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.step_curves import (
@@ -33,8 +33,10 @@ __all__ = [
     "describe_run_curves",
     "describe_training",
     "describe_trajectory",
+    "final_losses",
     "final_values",
     "label_of",
+    "over_seeds",
     "save",
     "to_bytes",
     "training",

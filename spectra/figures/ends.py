@@ -1,11 +1,16 @@
-"""The table under a trajectory figure: where every run ended."""
+"""The table under a trajectory figure: where every run ended, and runs of several seeds."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from spectra.figures.selection import by_run, module_order, select_rows
+
+# The loss of one step is that of one batch.
+_LAST_STEPS = 5
 
 
 def final_values(drift: pd.DataFrame) -> pd.DataFrame:
@@ -51,3 +56,49 @@ def final_values(drift: pd.DataFrame) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(found)
+
+
+def final_losses(training: pd.DataFrame) -> pd.DataFrame:
+    """Return each run's training loss at its end: the mean over its last five recorded steps.
+
+    Parameters
+    ----------
+    training : DataFrame
+        Rows of ``training.parquet``, with the column run.
+
+    Returns
+    -------
+    DataFrame
+        run and loss (nats per token); runs without a recorded loss are left out.
+    """
+    rows = training.dropna(subset=["loss"]).sort_values("step")
+    last = rows.groupby("run", sort=False).tail(_LAST_STEPS)
+    return last.groupby("run", sort=False)["loss"].mean().reset_index()
+
+
+def over_seeds(values: pd.DataFrame, by: Sequence[str], quantities: Sequence[str]) -> pd.DataFrame:
+    """Return means and standard deviations over the runs that differ in their seed only.
+
+    Parameters
+    ----------
+    values : DataFrame
+        A row a run, or a run and module.
+    by : sequence of str
+        Columns that tell the groups apart, such as method, rank and module. An empty value, of
+        a setting that means nothing to a method, is a value like any other.
+    quantities : sequence of str
+        Columns to average.
+
+    Returns
+    -------
+    DataFrame
+        One row a group, in the order of `values`: `by`, seeds (how many rows it has), and of each
+        quantity its mean and, as ``QUANTITY_sd``, the sample's standard deviation; null for one
+        seed.
+    """
+    groups = values.groupby(list(by), sort=False, dropna=False)
+    table = groups.size().rename("seeds").to_frame()
+    for quantity in quantities:
+        table[quantity] = groups[quantity].mean()
+        table[f"{quantity}_sd"] = groups[quantity].std(ddof=1)
+    return table.reset_index()

@@ -64,14 +64,15 @@ def select_rows(
 def by_run(rows: pd.DataFrame, order: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield (run, title, its rows), in the order in which the runs first stand in `order`.
 
-    The title is the method, and the run's name beside it where two runs share a method.
+    The title is the method, and the run's name beside it where two runs share a method; in a
+    sweep the name begins with the method and is enough.
     """
     keys = order[["run", "method"]].fillna("unknown").drop_duplicates()
     keys = keys.merge(rows[["run", "method"]].drop_duplicates(), on=["run", "method"])
     shared = keys["method"].duplicated(keep=False)
     for run, method, twice in zip(keys["run"], keys["method"], shared, strict=True):
         part = rows[(rows["run"] == run) & (rows["method"] == method)]
-        if method == "unknown":
+        if method == "unknown" or (twice and str(run).startswith(f"{method}-")):
             title = clean(run)
         else:
             title = f"{clean(method)} · {clean(run)}" if twice else clean(method)

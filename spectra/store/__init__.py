@@ -11,6 +11,7 @@ from spectra.store.schema import (
     TRAINING,
     TRAINING_QUANTITIES,
 )
+from spectra.store.sweeps import STATES, Sweep, SweepRun, find_sweeps
 from spectra.store.tables import PartTable
 
 __all__ = [
@@ -18,13 +19,17 @@ __all__ = [
     "DRIFT_QUANTITIES",
     "KEYS",
     "SPECTRUM",
+    "STATES",
     "TRAINING",
     "TRAINING_QUANTITIES",
     "Attempt",
     "PartTable",
     "Run",
+    "Sweep",
+    "SweepRun",
     "expand_runs",
     "find_runs",
+    "find_sweeps",
     "read_runs",
     "software_versions",
     "whole_file",

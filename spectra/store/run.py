@@ -25,8 +25,10 @@ from spectra.store.tables import PartTable, read_training, write_training
 FORMAT = 1
 """Version of the folder's layout; a newer one is refused, an older one is read."""
 
-WORKS = ("recording", "analysis")
-"""What a process can be doing to a run; each is done by one process at a time."""
+WORKS = ("recording", "analysis", "sweep")
+"""What a process can be doing to a run; each is done by one process at a time.
+
+A sweep trains and analyses a run, which are works of their own."""
 
 # Files this old that are still unfinished belong to a process that was killed.
 _LEFTOVER_SECONDS = 3600.0

@@ -116,6 +116,8 @@ class TrainSettings:
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
         if self.gamma > 0 and self.method != "sorsa":
             raise ValueError(f"gamma is sorsa's; {self.method} has no regularizer.")
+        if self.clip_together and not self.method.startswith("sorsa"):
+            raise ValueError(f"clip_together is sorsa's; {self.method} has no regularizer.")
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, or -1 for none, got {self.max_steps}.")
         if self.batch_size % self.micro_batch_size:
@@ -177,6 +179,7 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
             "full-ft": {"learning_rate": 5e-5},
             "galore": {"learning_rate": 2e-4},
             "lisa": {"learning_rate": 5e-5},
+            "adalora": {"learning_rate": 2e-3},
             "sorsa": {"learning_rate": 3e-4, "gamma": 5e-3},
             "svf": {"learning_rate": 5e-3},
             "svft": {"learning_rate": 5e-3},

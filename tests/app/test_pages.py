@@ -6,12 +6,13 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from spectra import cli, figures
-from spectra.store import DRIFT_QUANTITIES, Run
+from spectra.store import DRIFT_QUANTITIES, Run, Sweep, SweepRun
 from tests.figures.rows import drift_rows, training_rows
 
 APP = Path(__file__).parents[2] / "app"
@@ -303,6 +304,78 @@ def test_names_are_shown_as_they_are(tmp_path):
         for element in (*test.info, *test.warning, *test.error, *test.caption, *test.markdown):
             assert not re.search(r"(?<!\\)(<img|\*bold|\$x|:red|\[a)", element.value)
         assert all("<img" not in title for title in titles(drawn(test)[0]))
+
+
+def write_sweep(root, name="sweep", failed=False):
+    """A sweep of a method with rank, 2 seeds, and one without, of which one run is not begun."""
+    rows = []
+    for method, varies in (("lora", {"rank": 4}), ("lora", {"rank": 8}), ("full-ft", {})):
+        for seed in (1, 2):
+            ranks = "".join(f"-rank{v}" for v in varies.values())
+            run = SweepRun(f"{method}{ranks}-seed{seed}", method, seed, varies, state="done")
+            rows.append(run)
+            write_run(root / name, run.name, method, seed=seed)
+    waiting: Any = {"state": "failed", "error": "too **large**"} if failed else {}
+    rows.append(SweepRun("full-ft-seed3", "full-ft", 3, {}, **waiting))
+    sweep = Sweep(root / name)
+    sweep.plan({}, rows)
+    return sweep
+
+
+def test_runs_of_a_sweep_are_chosen_and_labelled_together(tmp_path):
+    write_sweep(tmp_path, failed=True)
+    write_run(tmp_path, "alone")
+
+    test = open_page(tmp_path)
+    assert not test.exception
+    assert len(test.multiselect(key="choice-run").value) == 7
+    assert "seed" not in test.dataframe[0].value
+
+    test.selectbox(key="choice-sweep").set_value("sweep").run()
+    assert not test.exception
+    assert test.multiselect(key="choice-run").value == [
+        *("lora-rank4-seed1", "lora-rank4-seed2", "lora-rank8-seed1", "lora-rank8-seed2"),
+        *("full-ft-seed1", "full-ft-seed2"),
+    ]
+    assert test.text[0].value == "6 done, 1 failed\nfull-ft-seed3 failed: too **large**"
+    assert titles(drawn(test)[0])[:2] == ["lora-rank4-seed1", "lora-rank4-seed2"]
+    assert dict(test.query_params) == {"sweep": "sweep"}
+
+
+def test_a_sweeps_tables_say_what_varies_and_average_over_seeds(tmp_path):
+    write_sweep(tmp_path)
+
+    test = open_page(tmp_path)  # a folder that is one sweep opens as it
+
+    each, means = (frame.value for frame in test.dataframe)
+    assert not test.exception
+    assert each.columns[:6].tolist() == ["run", "method", "seed", "rank", "module", "step"]
+    assert len(each) == 12 and each["rank"].isna().sum() == 4
+    assert means["seeds"].tolist() == [2] * 6
+    for _, row in means.iterrows():
+        same = each[(each["method"] == row["method"]) & (each["module"] == row["module"])]
+        same = same[same["rank"].fillna(0) == (row["rank"] if row["rank"] > 0 else 0)]
+        first, second = same["delta_d"]
+        assert row["delta_d"] == pytest.approx((first + second) / 2)
+        assert row["delta_d_sd"] == pytest.approx(abs(first - second) / 2**0.5)
+
+    test = open_page(tmp_path, "training")
+    each, means = (frame.value for frame in test.dataframe)
+    assert each["loss"].notna().all() and means["seeds"].tolist() == [2] * 3
+
+
+def test_two_sweeps_of_one_name_and_a_damaged_one(tmp_path):
+    write_sweep(tmp_path, "x/s")
+    write_sweep(tmp_path, "y/s")
+    write_sweep(tmp_path, "z").file_path.write_text("{")
+
+    test = open_page(tmp_path, sweep="y/s")
+
+    assert not test.exception
+    assert test.selectbox(key="choice-sweep").options == ["all runs", "x/s", "y/s"]
+    assert len(test.multiselect(key="choice-run").value) == 6
+    assert "sweep\\.json is not valid JSON" in said(test)
+    assert f"{tmp_path}/y/s/lora-rank4-seed1" in test.code[-1].value
 
 
 def test_downloads_are_drawn_on_request(tmp_path, monkeypatch):

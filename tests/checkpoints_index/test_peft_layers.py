@@ -113,7 +113,10 @@ def test_what_would_be_repeated_forever_is_refused(
         read_first(tmp_path, base)
 
 
-@pytest.mark.parametrize("name", ["LoRA", "DoRA", "PiSSA", "AdaLoRA", "VeRA", "OFT", "BOFT", "IA3"])
+@pytest.mark.parametrize(
+    "name",
+    ["LoRA", "DoRA", "PiSSA", "AdaLoRA", "VeRA", "OFT", "BOFT", "IA3", "SVF", "SVFT, banded"],
+)
 def test_any_setting_gives_a_weight_or_one_error(
     name: str, tmp_path: Path, base: Checkpoint
 ) -> None:

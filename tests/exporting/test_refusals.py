@@ -56,8 +56,9 @@ def svf() -> peft.PeftConfig:
 
 
 def write(config: Callable[[], peft.PeftConfig], folder: Path) -> Any:
+    """Write an adapter, and as it was before training, by a name that is not found by itself."""
     model = adapt(tiny_llama(), config)
-    save(model, folder / "initial")
+    save(model, folder / "before")
     shake(model)
     save(model, folder / "adapter")
     return model
@@ -84,13 +85,31 @@ def test_pissa_with_its_initial_adapter_gives_what_computing_that_again_gives(
     change_settings(tmp_path / "adapter", init_lora_weights=True)
     shutil.copytree(tmp_path / "adapter", tmp_path / "again" / "adapter")
     change_settings(tmp_path / "again" / "adapter", init_lora_weights="pissa")
-    spectra.export(
-        tmp_path / "adapter", tmp_path / "given", base=base, initial=tmp_path / "initial"
-    )
+    spectra.export(tmp_path / "adapter", tmp_path / "given", base=base, initial=tmp_path / "before")
     spectra.export(tmp_path / "again" / "adapter", tmp_path / "computed", base=base)
     computed = products(tmp_path / "computed")
     for path, product in products(tmp_path / "given").items():
         torch.testing.assert_close(product, computed[path], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["lora_ga", "pissa"])
+def test_a_start_of_gradients_need_be_no_part_of_the_base(
+    start: str, base: Path, tmp_path: Path
+) -> None:
+    write(lambda: pissa(init_lora_weights="orthogonal", r=4), tmp_path)
+    change_settings(tmp_path / "adapter", init_lora_weights=start)
+    given: dict[str, Any] = {"base": base, "initial": tmp_path / "before"}
+    if start == "pissa":
+        with pytest.raises(CheckpointError, match="is no part of the weights"):
+            spectra.export(tmp_path / "adapter", tmp_path / "out", **given)
+    else:
+        assert spectra.export(tmp_path / "adapter", tmp_path / "out", **given).rank == 8
+
+
+def test_an_initial_adapter_beside_the_trained_one_is_found(base: Path, tmp_path: Path) -> None:
+    write(lambda: pissa(init_lora_weights="pissa_niter_4"), tmp_path)
+    (tmp_path / "before").rename(tmp_path / "pissa-init")
+    assert spectra.export(tmp_path / "adapter", tmp_path / "out", base=base).rank == 6
 
 
 def test_a_pissa_adapter_that_says_it_began_at_zero_is_not_believed(
@@ -107,7 +126,7 @@ def test_a_converted_pissa_adapter_is_a_lora_like_any_other(base: Path, tmp_path
     save(
         model,
         tmp_path / "converted",
-        path_initial_model_for_weight_conversion=str(tmp_path / "initial"),
+        path_initial_model_for_weight_conversion=str(tmp_path / "before"),
     )
     done = spectra.export(tmp_path / "converted", tmp_path / "out", base=base)
     spectra.export(tmp_path / "adapter", tmp_path / "direct", base=base)
@@ -121,7 +140,7 @@ def test_a_converted_pissa_adapter_is_a_lora_like_any_other(base: Path, tmp_path
 def test_a_residual_base_is_refused(initial: bool, tmp_path: Path) -> None:
     model = write(pissa, tmp_path)
     model.unload().save_pretrained(tmp_path / "residual")
-    given = tmp_path / "initial" if initial else None
+    given = tmp_path / "before" if initial else None
     with pytest.raises(CheckpointError, match="or its residual"):
         spectra.export(
             tmp_path / "adapter", tmp_path / "out", base=tmp_path / "residual", initial=given
@@ -146,7 +165,7 @@ def test_another_base_is_refused_and_nothing_is_left(
     write(config, tmp_path)
     with pytest.raises(CheckpointError, match="another base"):
         spectra.export(tmp_path / "adapter", tmp_path / "out", base=other_base, merged=merged)
-    assert {path.name for path in tmp_path.iterdir()} == {"initial", "adapter"}
+    assert {path.name for path in tmp_path.iterdir()} == {"before", "adapter"}
 
 
 def test_the_same_base_in_16_bits_is_not_another(tmp_path: Path) -> None:

@@ -61,19 +61,14 @@ def test_the_regularizer_acts(run: Run, model_folder: Path, tmp_path: Path) -> N
     assert held.iloc[-1] < 0.8 * unheld.iloc[-1]
 
 
-@pytest.mark.parametrize("stopped_after", [SAVE_EVERY, 2 * SAVE_EVERY])
-def test_a_stopped_run_remembers_sensitivities_and_ranks(
-    stopped_after: int,
-    run: Run,
-    model_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_run_that_is_stopped_after_its_last_allocation_keeps_the_ranks(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped while ranks are taken away, and when those that are left are fixed."""
+    """Stopped while ranks are taken away, it is in `test_methods`."""
     steps = itertools.count()
 
     def stop(*_: object, **__: object) -> None:
-        if next(steps) == stopped_after + 1:
+        if next(steps) == 2 * SAVE_EVERY + 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

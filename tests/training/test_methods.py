@@ -29,7 +29,7 @@ from spectra.training import METHODS, TrainSettings, trainer
 from spectra.training.adaptation import adapt
 from spectra.training.trainer import FINAL, train
 from tests.helpers import token_rows
-from tests.training.tiny_runs import PAIRS, SAVE_EVERY, STEPS, settings
+from tests.training.tiny_runs import PAIRS, SAVE_EVERY, STEPS, settings, trained_parameters
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,16 +217,10 @@ def test_its_run_says_what_it_was_and_what_it_cost(trained: Trained) -> None:
 
 
 def promised(trained: Trained) -> int:
-    """The parameters that `Method.trains` speaks of, of two layers' q_proj and v_proj."""
-    formula = METHODS[trained.case.method].trains
-    if formula.startswith("everything"):
+    method = METHODS[trained.case.method]
+    if method.trains_everything:
         return sum(p.numel() for p in trained.model.parameters())
-    formula = formula.split(",")[0].replace("·", "*").replace("²", "**2")
-    given = chosen(trained.case)
-    numbers = {"r": given.rank, "R": given.options.get("init_rank"), "k": None}
-    numbers["d"] = given.options.get("off_diagonals")
-    shapes = [(32, 32), (16, 32)] * 2
-    return sum(eval(formula, numbers | {"m": m, "n": n, "k": min(m, n)}) for m, n in shapes)
+    return trained_parameters(method.name, [(32, 32), (16, 32)] * 2, chosen(trained.case))
 
 
 def test_what_it_gives_is_the_trained_model_on_the_original_base(

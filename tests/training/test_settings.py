@@ -42,6 +42,8 @@ def test_impossible_settings_are_refused(changes: dict[str, object], message: st
 def test_gamma_without_a_regularizer_is_refused() -> None:
     with pytest.raises(ValueError, match="gamma is sorsa's; sorsa-noreg has no regularizer"):
         settings("sorsa-noreg", gamma=1e-3)
+    with pytest.raises(ValueError, match="clip_together is sorsa's; lora has no regularizer"):
+        settings("lora", clip_together=True)
 
 
 def test_unknown_methods_and_settings_are_refused() -> None:

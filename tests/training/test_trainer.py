@@ -168,17 +168,17 @@ def _reached(run: Run, step: int) -> bool:
 def test_computing_activations_again_changes_nothing(
     method: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    losses = [
+    kept, again = (
         train(
             model_folder,
             PAIRS,
-            tmp_path / str(again),
-            settings(method, max_steps=3, gradient_checkpointing=again),
+            tmp_path / str(checkpointing),
+            settings(method, max_steps=3, gradient_checkpointing=checkpointing),
             progress=False,
         ).read_training()[["loss", "grad_norm"]]
-        for again in (False, True)
-    ]
-    pd.testing.assert_frame_equal(losses[0], losses[1], rtol=1e-6)
+        for checkpointing in (False, True)
+    )
+    pd.testing.assert_frame_equal(again, kept, rtol=1e-6)
 
 
 def test_a_compiled_model_trains_and_is_recorded_the_same(
@@ -203,11 +203,12 @@ def test_a_compiled_model_trains_and_is_recorded_the_same(
         settings("sorsa", max_steps=3, torch_compile=True),
         progress=False,
     )
-    losses = [run.read_training()[["loss", "grad_norm"]] for run in (plain, compiled)]
-    pd.testing.assert_frame_equal(losses[0], losses[1], rtol=1e-5)
+    curve = ["step", "loss", "grad_norm"]
+    expected, found = (run.read_training()[curve] for run in (plain, compiled))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
     keys = ["step", "layer", "module", "delta_sigma"]
-    drift = [analyze(run.path)[keys] for run in (plain, compiled)]
-    pd.testing.assert_frame_equal(drift[0], drift[1], rtol=1e-3)
+    expected, found = (analyze(run.path)[keys] for run in (plain, compiled))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-3)
     assert final_weights(compiled).keys() == final_weights(plain).keys()
 
 

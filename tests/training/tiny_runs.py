@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spectra.training import TrainSettings, table_2
+from spectra.training import METHODS, TrainSettings, table_2
 
 WORDS = ("the", "old", "river", "sings", "of", "a", "small", "bird")
 PAIRS = [
@@ -30,6 +30,14 @@ def settings(method: str, **changes: Any) -> TrainSettings:
         "save_every": SAVE_EVERY,
     }
     return table_2(method, **(options | changes))
+
+
+def trained_parameters(method: str, shapes: list[tuple[int, int]], given: TrainSettings) -> int:
+    """What `Method.trains` promises, of matrices of these shapes; not of those that train all."""
+    formula = METHODS[method].trains.split(",")[0].replace("·", "*").replace("²", "**2")
+    options = given.options
+    numbers = {"r": given.rank, "R": options.get("init_rank"), "d": options.get("off_diagonals")}
+    return sum(eval(formula, numbers | {"m": m, "n": n, "k": min(m, n)}) for m, n in shapes)
 
 
 def train_and_die(model: Path, out: Path, chosen: TrainSettings) -> None:

@@ -150,6 +150,7 @@ def respond(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_length
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
+        use_cache=True,
         max_new_tokens=max_length - shortest,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends,
@@ -159,7 +160,6 @@ def respond(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_length
             input_ids=inputs.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            use_cache=True,
         )
     responses = []
     for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
