@@ -222,3 +222,24 @@ def test_a_model_without_sorsa_layers_has_no_regularizer() -> None:
 def test_impossible_rates_are_refused(gamma: float, max_lr: float) -> None:
     with pytest.raises(ValueError, match="gamma must be >= 0 and max_lr > 0"):
         add_regularizer_gradient(nn.Linear(3, 3), gamma, max_lr)
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_gradient_without_a_graph_is_that_of_the_value(
+    reduction: Reduction, squared: bool, smooth: bool
+) -> None:
+    # Two ranks, and factors with and without noise alone.
+    model = nn.ModuleList([skewed(1), layer(r=2), skewed(2)])
+    chosen = {"squared": squared, "reduction": reduction, "smooth": smooth}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    value = orthonormal_regularizer(model, **chosen)  # type: ignore[arg-type]
+    expected = torch.autograd.grad(value, parameters, materialize_grads=True)
+    before = [torch.full_like(p, 2.0) for p in parameters]
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient.clone()
+    found = add_regularizer_gradient(model, 0.5, 0.25, **chosen)  # type: ignore[arg-type]
+    assert found == pytest.approx(value.item(), rel=1e-12)
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, 2.0 + 2.0 * gradient, rtol=1e-12, atol=1e-12)

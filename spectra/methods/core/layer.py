@@ -161,9 +161,13 @@ class TunerLayer(nn.Module, BaseTunerLayer, Generic[Config]):
         for name in self.active_adapters:
             if self._has(name):
                 trained = getattr(self, self.adapter_layer_names[0])[name]
-                h, b = self._hidden(name, self._cast_input_dtype(x, trained.dtype))
-                result = _add_product(result, h, b)
+                x_in = self._cast_input_dtype(x, trained.dtype)
+                result = self._add_update(name, result, x_in)
         return result.to(dtype)
+
+    def _add_update(self, adapter: str, result: Tensor, x: Tensor) -> Tensor:
+        """Add an adapter's update to the base's output, which may be overwritten."""
+        return _add_product(result, *self._hidden(adapter, x))
 
     def low_rank_update(self, adapter: str) -> tuple[Tensor, Tensor]:
         """Return B and A with W_t − W_0 = B A.
