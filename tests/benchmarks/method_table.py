@@ -1,8 +1,11 @@
-"""Markdown table of some runs: where they ended and what recording and analysis cost.
+"""Markdown tables of some runs: where they ended and what they, recording and analysis cost.
 
     python tests/benchmarks/method_table.py runs/lora runs/sorsa … [--time]
+    python tests/benchmarks/method_table.py runs/methods/* --compare [--steps runs/timed/*]
 
-With --time, every run is analysed once more, from scratch, in a copy. Nothing is asserted.
+With --time, every run is analysed once more, from scratch, in a copy. With --compare, the table is
+one row a method: what it trains and costs, its losses and perplexities, and its mean drift; with
+--steps, seconds and memory are those of other runs, of the same methods. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -30,10 +33,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--time", action="store_true", help="analyse copies from scratch, timed")
+    parser.add_argument("--compare", action="store_true", help="one row a method")
+    parser.add_argument("--steps", nargs="*", type=Path, default=[], help="timed runs")
     options = parser.parse_args()
-    runs = [Run(path) for path in options.runs]
+    runs = [Run(path) for path in options.runs if Run(path).exists()]
     for run in runs:
         analyze(run.path)
+    if options.compare:
+        _compare(runs, [Run(path) for path in options.steps if Run(path).exists()])
+        return
 
     print("| run | loss | ΔΣ q_proj | ΔΣ v_proj | ΔD q_proj | ΔD v_proj | align q | align v |")
     print("| --- " * 8 + "|")
@@ -43,6 +51,33 @@ def main() -> None:
     print("| --- " * 7 + "|")
     for run in runs:
         print(f"| {' | '.join([run.name, *_cost_cells(run, options.time)])} |")
+
+
+def _compare(runs: list[Run], timed: list[Run]) -> None:
+    costs = {r.read_settings()["method"]: r.read_settings()["cost"] for r in [*runs, *timed]}
+    head = "method | trained | s/step | memory, GiB | loss | held-out loss | other perplexity"
+    print(f"| {head} | ΔΣ | ΔD | κ_t/κ_0 |")
+    print("| --- " * 10 + "|")
+    for run in runs:
+        described = run.read_settings()
+        cost, drift, rows = costs[described["method"]], run.read_drift(), run.read_training()
+        measured = rows.dropna(subset=["perplexity"])
+        held_out, other = np.log(measured["perplexity"]), measured["perplexity_other"]
+        end = drift[drift["step"] == drift["step"].max()]
+        start = drift[drift["step"] == 0].set_index(["layer", "module"])["kappa"]
+        growth = (end.set_index(["layer", "module"])["kappa"] / start).median()
+        cells = [
+            described["method"],
+            f"{described['cost']['trainable_parameters']:,}",
+            f"{cost['seconds_per_step']:.2f}",
+            f"{cost['peak_memory'] / 2**30:.2f}",
+            f"{rows['loss'].dropna().iloc[:5].mean():.3f} → {rows['loss'].iloc[-5:].mean():.3f}",
+            f"{held_out.iloc[0]:.3f} → {held_out.iloc[-1]:.3f}",
+            f"{other.iloc[0]:.2f} → {other.iloc[-1]:.2f}",
+            *(f"{float(end[q].mean()):.2e}" for q in QUANTITIES),
+            f"{growth:.4f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
 
 
 def _drift_cells(run: Run) -> list[str]:
