@@ -337,8 +337,9 @@ def _value_axis(axes: Axes, limits: tuple[float, float], log: bool) -> None:
 def _linear_ticks(axis: Axis, limits: tuple[float, float], count: int) -> None:
     axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
     # A common factor above the axis would be taken for part of the title: every tick has its own.
+    # Below 2e-3 ticks would be as long as 0.00025, and touch.
     largest = max(map(abs, limits))
-    powers = not 1e-3 <= largest < 1e5
+    powers = not 2e-3 <= largest < 1e5
     axis.set_major_formatter(FuncFormatter(lambda value, _: style.tick(value, powers)))
 
 

@@ -56,8 +56,8 @@ def main() -> None:
 def _compare(runs: list[Run], timed: list[Run]) -> None:
     costs = {r.read_settings()["method"]: r.read_settings()["cost"] for r in [*runs, *timed]}
     head = "method | trained | s/step | memory, GiB | loss | held-out loss | other perplexity"
-    print(f"| {head} | ΔΣ | ΔD | κ_t/κ_0 |")
-    print("| --- " * 10 + "|")
+    print(f"| {head} | ΔΣ | ΔD | matched ΔD | κ_t/κ_0 |")
+    print("| --- " * 11 + "|")
     for run in runs:
         described = run.read_settings()
         cost, drift, rows = costs[described["method"]], run.read_drift(), run.read_training()
@@ -74,7 +74,7 @@ def _compare(runs: list[Run], timed: list[Run]) -> None:
             f"{rows['loss'].dropna().iloc[:5].mean():.3f} → {rows['loss'].iloc[-5:].mean():.3f}",
             f"{held_out.iloc[0]:.3f} → {held_out.iloc[-1]:.3f}",
             f"{other.iloc[0]:.2f} → {other.iloc[-1]:.2f}",
-            *(f"{float(end[q].mean()):.2e}" for q in QUANTITIES),
+            *(f"{float(end[q].mean()):.2e}" for q in (*QUANTITIES, "matched_d")),
             f"{growth:.4f}",
         ]
         print(f"| {' | '.join(cells)} |")
