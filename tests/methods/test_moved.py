@@ -44,7 +44,7 @@ def test_its_gradients_are_those_of_finite_differences(wanted: str) -> None:
 @pytest.mark.parametrize("kind", ["forward", "full_backward", "full_backward_pre"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_hooks_on_the_base_see_its_own_output_and_gradient(bias: bool, kind: str) -> None:
-    """Torch refuses that what a backward hook watches is overwritten; a forward hook may keep it."""
+    """Torch lets nobody overwrite what a backward hook watches; a forward hook may keep it."""
     layer = SorsaLinear(nn.Linear(N, M, bias=bias), "default", SorsaConfig(r=R))
     with torch.no_grad():
         layer.sorsa_s["default"].mul_(2)

@@ -73,7 +73,7 @@ class MovedLayer(TunerLayer[Config]):
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    """Whether a hook sees the layer's output, or its gradient, which torch then lets be no other."""
+    """Whether a hook may keep the layer's output, or torch guards it for one on its gradient."""
     return bool(layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
