@@ -146,7 +146,8 @@ def summary(path: Path | str) -> pd.DataFrame:
         If the folder is not a sweep.
     """
     made = Sweep(path)
-    rows = [row for row in made.runs() if row.state == "done"]
+    # One that somebody deleted stays listed.
+    rows = [row for row in made.runs() if row.state == "done" and made.run(row.name).exists()]
     if not rows:
         return pd.DataFrame()
     runs = [made.run(row.name) for row in rows]
@@ -227,6 +228,7 @@ def _failed(made: Sweep, name: str, error: Exception) -> Outcome:
     ours = type(error) in (ValueError, FileNotFoundError, ModuleNotFoundError)
     line = first if ours and first else f"{type(error).__name__}: {first}"
     path = made.run(name).path / ERROR_FILE
+    path.parent.mkdir(exist_ok=True)  # a lost worker may not have come to it
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     made.update(name, state="failed", error=line)
     return Outcome(name, "failed", error=line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,11 @@ def test_every_run_is_trained_analysed_and_told_of(
     monkeypatch.setattr(spectra.sweep, "train", fail)
     again, said = quietly(file)
     assert again == rows and said == [f"4 runs in {made.path}, 4 of them done."]
+
+    shutil.rmtree(made.path / "lora-seed2")
+    rows, said = quietly(file, only="sorsa*")  # has no part in it
+    assert said == [f"2 runs in {made.path}, 2 of them done."]
+    assert summary(made.path)["seeds"].tolist() == [1, 2]
 
 
 def test_seeds_and_values_may_be_added(write_file: Callable[..., Path], tmp_path: Path) -> None:
@@ -271,6 +277,16 @@ def test_a_lost_worker_of_a_cluster_costs_a_retry(
     }
     assert said[0].startswith("2 runs") and said[-1].startswith("[2/2] ")
     assert_same_weights(made.path, undisturbed)
+
+
+def test_a_run_that_no_worker_came_to_is_told_of(tmp_path: Path) -> None:
+    """As when the only worker is lost again and again, before it has made the run's folder."""
+    made = Sweep(tmp_path)
+    made.plan({}, [SweepRun(name="lora-seed1", method="lora", seed=1, varies={})])
+    outcome = spectra.sweep._failed(made, "lora-seed1", RuntimeError("no worker"))
+    assert (outcome.state, outcome.error) == ("failed", "RuntimeError: no worker")
+    assert [row.state for row in made.runs()] == ["failed"]
+    assert "no worker" in (tmp_path / "lora-seed1" / ERROR_FILE).read_text()
 
 
 def test_the_dry_run_lists_the_runs_and_trains_nothing(

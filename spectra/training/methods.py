@@ -41,6 +41,9 @@ class Method:
 
 # Of SVFT's patterns that have some, the smallest of its paper's.
 _OFF_DIAGONALS = 2
+# Options that count steps or blocks; with 0 PEFT and GaLore would fail in the middle of a run.
+_COUNTS = {"interval", "update_proj_gap", "active_layers"}
+_SHARES = {"initial_share", "final_share"}
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -129,7 +132,7 @@ def resolve_options(method: Method, given: Mapping[str, Any], rank: int) -> dict
     Raises
     ------
     ValueError
-        For an option that the method does not have, or a value of another type.
+        For an option that the method does not have, or a value of another type or that cannot be.
     """
     unknown = sorted(given.keys() - method.options.keys())
     if unknown:
@@ -139,6 +142,12 @@ def resolve_options(method: Method, given: Mapping[str, Any], rank: int) -> dict
         name: _converted(name, given.get(name, default), type(default))
         for name, default in method.options.items()
     }
+    for name in _COUNTS & resolved.keys():
+        if resolved[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {resolved[name]}.")
+    for name in _SHARES & resolved.keys():
+        if not 0 <= resolved[name] < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {resolved[name]}.")
     if method.name == "adalora" and resolved["init_rank"] == 0:
         resolved["init_rank"] = -(-3 * rank // 2)
     if method.name == "svft" and resolved["pattern"] != "plain":

@@ -28,6 +28,7 @@ from transformers import (
 
 from spectra.recording.callback import SpectraCallback
 from spectra.store import Run, whole_file
+from spectra.store.files import TEMPORARY_PREFIX
 from spectra.training.adalora import AdaLoraCallback
 from spectra.training.adaptation import adapt, block_layers
 from spectra.training.cost import CostCallback
@@ -85,13 +86,16 @@ def train(
     Raises
     ------
     ValueError
-        If `out` holds a run with other settings, or settings, model and data do not fit.
+        If `out` holds a run with other settings, or is no run and has what one would replace, or
+        settings, model and data do not fit.
     OSError
         If the model cannot be loaded or the run's folder not be written.
     """
     run = Run(out)
     resolved = settings.as_dict() | {"model": str(model), "data": _name_of(data)}
-    if run.exists() and _continues(run, resolved) == "finished":
+    if not run.exists():
+        _refuse_strangers(run)
+    elif _continues(run, resolved) == "finished":
         logger.info("%s is finished already; nothing to do.", run.path)
         return run
 
@@ -257,6 +261,19 @@ def _continues(run: Run, resolved: dict[str, Any]) -> str:
             f"{run.path} is a run with other settings: {listed}. Choose another --out."
         )
     return "finished" if (run.path / FINAL).is_dir() else "running"
+
+
+def _refuse_strangers(run: Run) -> None:
+    """Refuse a folder that is no run and has checkpoints, which a run would delete, or a result."""
+    own = (_INITIAL, TEMPORARY_PREFIX)  # of a run that was killed before it was recorded
+    found = [p for p in run.checkpoints_path.glob("*") if not p.name.startswith(own)]
+    if (run.path / FINAL).exists():
+        found.append(run.path / FINAL)
+    if found:
+        raise ValueError(
+            f"{run.path} is no run, but has {found[0].relative_to(run.path)}, which a run would "
+            "replace. Choose another --out."
+        )
 
 
 def _last_complete(run: Run) -> str | None:

@@ -93,6 +93,11 @@ def test_options_are_resolved_with_the_methods_defaults() -> None:
         ("lisa", {"interval": "often"}, "interval must be a whole number, got 'often'"),
         ("lisa", {"interval": 2.5}, "interval must be a whole number, got 2.5"),
         ("galore", {"scale": None}, "scale must be a number, got None"),
+        ("galore", {"update_proj_gap": 0}, "update_proj_gap must be at least 1, got 0"),
+        ("adalora", {"interval": 0}, "interval must be at least 1, got 0"),
+        ("lisa", {"active_layers": 0}, "active_layers must be at least 1, got 0"),
+        ("adalora", {"initial_share": -0.1}, r"initial_share must be in \[0, 1\), got -0.1"),
+        ("adalora", {"final_share": "nan"}, r"final_share must be in \[0, 1\), got nan"),
     ],
 )
 def test_impossible_options_are_refused(

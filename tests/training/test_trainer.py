@@ -52,6 +52,16 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["checkpoints/checkpoint-500", "checkpoints/best.pt", "final"])
+def test_what_is_not_of_a_run_is_left_alone(name: str, model_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "out" / name / "model.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_text("of another trainer")
+    with pytest.raises(ValueError, match=f"out is no run, but has {name}, .* Choose another --out"):
+        train(model_folder, PAIRS, tmp_path / "out", settings("lora"), progress=False)
+    assert other.read_text() == "of another trainer"
+
+
 def test_modules_that_the_model_lacks_are_refused(model_folder: Path, tmp_path: Path) -> None:
     chosen = settings("partial-ft", modules=("query",))
     with pytest.raises(ValueError, match="No layer of the model is called query"):

@@ -45,11 +45,12 @@ class MovedLayer(TunerLayer[Config]):
 
     def _add_update(self, adapter: str, result: Tensor, x: Tensor) -> Tensor:
         parts = self._parts(self._held(adapter))
-        # Beside autocast and other dtypes: other bases may need their output as it is, and a
-        # compiler, which fuses by itself, warns of the node.
+        # Beside autocast and other dtypes: other bases and hooks may need their output as it is,
+        # and a compiler, which fuses by itself, warns of the node.
         plain = (
             result.dtype == x.dtype == parts[0].dtype
             and type(self.get_base_layer()) is nn.Linear
+            and not _is_hooked(self.base_layer)
             and not self._drops(adapter)
             and not torch.compiler.is_compiling()
         )
@@ -69,6 +70,11 @@ class MovedLayer(TunerLayer[Config]):
         b, b_0, a, a_0 = self._parts(held)
         kept = F.linear(getattr(self, self.dropout_name)[adapter](x), a)
         return torch.cat([kept, -F.linear(x, a_0)], dim=-1), torch.cat([b, b_0], dim=1)
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether a hook may keep the layer's output, or torch guards it for one on its gradient."""
+    return bool(layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 class AddMoved(torch.autograd.Function):

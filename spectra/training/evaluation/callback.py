@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -19,8 +20,9 @@ class PerplexityCallback(TrainerCallback):
     to the bit with it and without: nothing is drawn, no gradient is touched, and its time is left
     out of the curve's ``seconds``. On resuming, what an earlier attempt measured stays.
 
-    The model is evaluated as it is, in its own dtype and with its adapters unmerged. Of several
-    processes each computes the whole; sharded models (FSDP, ZeRO-3) are not for this.
+    The model is evaluated as it is, in the dtype of its weights, also where the training computes
+    products in 16 bits, and with its adapters unmerged. Of several processes each computes the
+    whole; sharded models (FSDP, ZeRO-3) are not for this.
 
     Parameters
     ----------
@@ -95,9 +97,29 @@ class PerplexityCallback(TrainerCallback):
             self._measure(model, state.global_step)
 
     def _measure(self, model: nn.Module, step: int) -> None:
-        with self._recorder.paused():
+        with self._recorder.paused(), _without_autocast(model):
             values = {
                 name: perplexity(model, examples, batch_size=self._batch_size)
                 for name, examples in self._columns.items()
             }
         self._recorder.log(step, **values)
+
+
+@contextmanager
+def _without_autocast(model: nn.Module) -> Iterator[None]:
+    """Undo within a block what Accelerate does to a model in mixed precision.
+
+    It puts a forward into the model's attributes that begins autocast, which no block around it
+    ends, and keeps the model's own beside it. Compiling wraps the model that has them.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    attributes = vars(inner)
+    if "_original_forward" not in attributes:
+        yield
+        return
+    mixed = inner.forward
+    inner.forward = attributes["_original_forward"]
+    try:
+        yield
+    finally:
+        inner.forward = mixed

@@ -88,7 +88,7 @@ def model_gsm8k(
         tokenizer,
         problems,
         None if out is None else Path(out),
-        source=f"{fingerprint(path)}, {chosen}",
+        source=f"{fingerprint(path, base)}, {chosen}",
         batch_size=batch_size,
         max_length=max_length,
     )

@@ -23,6 +23,8 @@ from spectra.training.evaluation.perplexity import in_evaluation
 DEFAULT_MAX_LENGTH = 1024
 """Tokens of prompt and response together, as in the paper's §6."""
 DEFAULT_BATCH_SIZE = 8
+# What is read again of a line of outputs.
+_KEYS = {"index", "question", "response", "gold", "source"}
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,9 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = text.split("\n")[:-1]
     try:
-        return [dict(json.loads(line)) for line in lines]
-    except ValueError as error:
+        found = [dict(json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete it to begin anew.") from error
+    if any(not _KEYS <= line.keys() for line in found):
+        raise ValueError(f"{path} holds something else than outputs. Choose another file.")
+    return found

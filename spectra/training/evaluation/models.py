@@ -74,12 +74,14 @@ def load_tokenizer(path: Path | str, base: Path | str | None = None) -> Any:
     return _loaded(_tokenizer, _base_of(path, base) if lacks_one else path)
 
 
-def fingerprint(path: Path | str) -> str:
-    """Return what changes when the files of a model's or adapter's folder change; cheaply."""
+def fingerprint(path: Path | str, base: Path | str | None = None) -> str:
+    """Return what changes when a model's, or an adapter's and its base's files change; cheaply."""
     files = sorted(p for p in Path(path).glob("*") if p.suffix in _WEIGHTS)
     if not files:
         return str(path)  # of the hub
-    stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    stats: list[Any] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    if is_adapter(path):
+        stats.append(fingerprint(_base_of(path, base)))
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 

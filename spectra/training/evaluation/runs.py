@@ -94,7 +94,9 @@ class RunModels:
 
     def fingerprint(self, step: int) -> str:
         """Return what changes when a step is trained anew."""
-        return fingerprint(self._final) if self.is_final_only else self._states[step].fingerprint
+        if self.is_final_only:
+            return fingerprint(self._final, self._base)
+        return self._states[step].fingerprint
 
     def at(self, step: int, dtype: torch.dtype) -> nn.Module:
         """Return the model of a step; it is the same object as that of the step before."""

@@ -72,6 +72,22 @@ def test_every_recorded_step_is_measured_and_training_is_the_same_to_the_bit(
     assert run.read_training().drop(columns=COLUMNS).equals(rows.drop(columns=COLUMNS))
 
 
+def test_it_is_in_float32_also_where_training_computes_in_bfloat16(
+    model_folder: Path, tmp_path: Path, files: dict[str, str]
+) -> None:
+    """So that it compares with other runs' and with what is evaluated afterwards."""
+    options = {"max_steps": 2, "every": 2, "precision": "bfloat16"}
+    run = trained(model_folder, tmp_path / "run", "lora", **options, **files)
+    without = trained(model_folder, tmp_path / "without", "lora", **options)
+    assert_same_weights(without, run)
+    rows = run.read_training()
+    while_training = rows[rows["perplexity"].notna()].reset_index(drop=True)
+    assert run.read_settings()["evaluation"]["perplexity"]["dtype"] == "float32"
+    again = evaluate_perplexity(run, again=True, progress=False)
+    for column in COLUMNS:  # rounding the products would be off by 3e-3
+        assert while_training[column].tolist() == pytest.approx(again[column].tolist(), rel=1e-5)
+
+
 def test_the_time_of_measuring_is_left_out_of_the_curve(
     model_folder: Path, tmp_path: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,13 @@ def test_models_and_adapters_are_evaluated_without_a_run(
     assert main([*command, *problems, "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("1 of 2 = 50.0%")
     assert len(out.read_text().splitlines()) == 2
+    # On another base the adapter is another model, whose problems are solved anew.
+    tiny_model_folder(tmp_path / "other", seed=1)
+    before = out.read_text()
+    elsewhere = [*command[:-1], str(tmp_path / "other")]
+    assert main([*elsewhere, *problems, "--out", str(out)]) == 0
+    assert (out.read_text() != before) == (name == "adapter")
+    capsys.readouterr()
     text = ["--task", "perplexity", "--other-text", str(folder / "other.txt")]
     assert main([*command, *text]) == 0
     step = 0 if name == "base" else 4

@@ -188,6 +188,11 @@ def test_a_damaged_file_is_one_clear_error(scripted: Scripted, tmp_path: Path) -
     (tmp_path / "a.jsonl").write_text("not json\n")
     with pytest.raises(ValueError, match="a.jsonl is damaged .* Delete it"):
         solve(tmp_path / "a.jsonl")
+    problems = '{"question": "the old river 0", "answer": "#### 0"}\n'
+    (tmp_path / "a.jsonl").write_text(problems)
+    with pytest.raises(ValueError, match="a.jsonl holds something else than outputs"):
+        solve(tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").read_text() == problems
 
 
 def test_problems_without_an_answer_are_refused_before_anything_is_generated(
