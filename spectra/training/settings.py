@@ -110,10 +110,14 @@ class TrainSettings:
         for name in ("rank", "batch_size", "micro_batch_size", "max_length", "every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
-        if self.gamma < 0:
-            raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
+        for name in ("learning_rate", "alpha", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        for name in ("gamma", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.warmup_ratio < 1:  # from 1 on, Transformers counts steps
+            raise ValueError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}.")
         if self.gamma > 0 and self.method != "sorsa":
             raise ValueError(f"gamma is sorsa's; {self.method} has no regularizer.")
         if self.clip_together and not self.method.startswith("sorsa"):

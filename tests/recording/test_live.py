@@ -22,7 +22,7 @@ from spectra.store import Run
 from tests.helpers import lora, tiny_llama, train_steps
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 """An interpreter with torch starts in some seconds, at the lowest priority on a busy machine."""
 
 

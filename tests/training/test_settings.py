@@ -29,7 +29,11 @@ def test_table_2_is_the_papers() -> None:
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"alpha": 0.0}, "alpha must be positive, got 0.0"),
+        ({"epochs": float("nan")}, "epochs must be positive, got nan"),
         ({"gamma": -1.0}, "gamma must be at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"warmup_ratio": 3}, r"warmup_ratio must be in \[0, 1\), got 3"),
         ({"max_steps": 0}, "max_steps must be at least 1, or -1"),
         ({"batch_size": 5}, "multiple of micro_batch_size, got 5 and 2"),
     ],

@@ -231,7 +231,9 @@ def evaluate_gsm8k(
         Which recorded steps.
     limit : int, optional
         The first so many problems.
-    base, again, progress, say
+    again : bool
+        Generate anew what is there, and leave no value of other steps.
+    base, progress, say
         As of `evaluate_perplexity`.
     max_length, batch_size
         As of `spectra.training.evaluation.gsm8k.gsm8k`.
@@ -262,6 +264,10 @@ def evaluate_gsm8k(
             "dtype": name,
         }
         _begin(run, {"gsm8k": identity}, again)
+        outputs = {s: run.path / "evaluation" / f"gsm8k-step-{s}.jsonl" for s in wanted}
+        if again:
+            for path in outputs.values():
+                path.unlink(missing_ok=True)
         total = len(wanted) * len(problems)
         with tqdm(total=total, desc=f"GSM8K of {run.name}", unit="problem",
                   disable=not progress) as bar:  # fmt: skip
@@ -270,7 +276,7 @@ def evaluate_gsm8k(
                     lambda step=step: models.at(step, chosen),  # type: ignore[misc]
                     models.tokenizer,
                     problems,
-                    run.path / "evaluation" / f"gsm8k-step-{step}.jsonl",
+                    outputs[step],
                     source=f"{models.fingerprint(step)}, {name}",
                     batch_size=batch_size,
                     max_length=max_length,

@@ -349,6 +349,13 @@ def test_gsm8k_goes_into_the_curve_and_its_outputs_beside_it(
     with pytest.raises(ValueError, match="values of gsm8k on something else .*problems 3.*1"):
         evaluate_gsm8k(run, folder / "held.jsonl", limit=1, progress=False)
 
+    monkeypatch.undo()
+    right = ["#### 0", "#### 1", "#### 2"]
+    monkeypatch.setattr(module.problems_solved, "respond", lambda *_: right)
+    again = evaluate_gsm8k(run, folder / "held.jsonl", steps=[2], again=True, progress=False)
+    assert again == {2: module.problems_solved.Score(3, 3)}
+    assert run.read_training().set_index("step")["gsm8k"].dropna().to_dict() == {2: 1.0}
+
 
 def test_steps_are_the_last_all_or_some() -> None:
     assert choose_steps([0, 2, 4], "last") == [4]
