@@ -82,6 +82,7 @@ def draw_trajectory(description: Trajectory, dark: bool = False) -> Figure:
             # Where an inset shows the numbers, the small view shows the paths alone.
             numbers = None if panel.inset else size
             _draw_panel(axes, panel, description, panel.limits, limits, numbers)
+            _linear_ticks(axes.xaxis, panel.limits.x, 3 if columns == 3 else 5)
             _title(axes, panel.title, columns)
             _outer_labels(axes, i, count, *names, hide_ticks=description.shared)
             if panel.inset:
@@ -172,7 +173,6 @@ def _draw_panel(
 ) -> None:
     axes.set_xlim(limits.x)
     axes.set_ylim(limits.y)
-    _linear_ticks(axes.xaxis, limits.x, 5)
     _linear_ticks(axes.yaxis, limits.y, 5)
     if panel.noise:
         across, up = panel.noise
