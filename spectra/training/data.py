@@ -105,7 +105,7 @@ def prompt_tokens(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int
 
 def _read_file(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Give --data a JSONL or Parquet file.")
+        raise FileNotFoundError(f"{path} does not exist. Give a JSONL or Parquet file.")
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)

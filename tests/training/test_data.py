@@ -40,7 +40,8 @@ def test_numbers_stay_the_text_they_were(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    # The same of --data and --held-out, so neither is named.
+    with pytest.raises(FileNotFoundError, match=r"does not exist\. Give a JSONL or Parquet file"):
         read_pairs(tmp_path / "none.jsonl")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": "a", ')
