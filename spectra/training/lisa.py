@@ -79,6 +79,16 @@ class LisaCallback(TrainerCallback):
         if model is not None:
             model.requires_grad_(True)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model with too few blocks, which `sampled` would in the first step.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer blocks than are to be trained.
+        """
+        self.sampled(0, sorted(_blocks(model)))
+
     def sampled(self, step: int, blocks: list[str]) -> tuple[str, ...]:
         """Return which of the blocks are trained in the step after `step` finished ones.
 

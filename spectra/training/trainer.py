@@ -208,7 +208,10 @@ def _method_callbacks(
             )
         ]
     if settings.method == "lisa":
-        return [LisaCallback(seed=settings.seed, **settings.options)]
+        lisa = LisaCallback(seed=settings.seed, **settings.options)
+        assert trainer.model is not None
+        lisa.check(trainer.model)  # before there is a run that other options could not continue
+        return [lisa]
     return []
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from checkpoints_index import find_snapshots
 from checkpoints_index.snapshots import Snapshot
+from spectra.store import Run
 from spectra.training.lisa import LisaCallback
 from spectra.training.trainer import train
 from tests.helpers import tiny_model_folder
@@ -78,3 +79,7 @@ def test_impossible_samplings_are_refused(
             model_folder, PAIRS, tmp_path / "run", settings("lisa", options=options),
             progress=False,
         )  # fmt: skip
+    # There is no run yet that one with other options would be refused for.
+    assert not Run(tmp_path / "run").exists()
+    possible = settings("lisa", max_steps=1)
+    train(model_folder, PAIRS, tmp_path / "run", possible, progress=False)
