@@ -92,11 +92,6 @@ def _lora(settings: TrainSettings, **changes: Any) -> peft.LoraConfig:
 
 def _adalora(settings: TrainSettings) -> peft.AdaLoraConfig:
     options = settings.options
-    if options["init_rank"] <= settings.rank:
-        raise ValueError(
-            f"init_rank must be above the final mean rank {settings.rank}, got "
-            f"{options['init_rank']}."
-        )
     return peft.AdaLoraConfig(
         init_r=options["init_rank"],
         target_r=settings.rank,

@@ -39,6 +39,9 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+SVFT_PATTERNS = ("plain", "banded", "random", "top-k")
+"""What `SvftConfig` knows; here too, so that the settings are judged without PEFT."""
+
 # Of SVFT's patterns that have some, the smallest of its paper's.
 _OFF_DIAGONALS = 2
 # Options that count steps or blocks; with 0 PEFT and GaLore would fail in the middle of a run.
@@ -148,11 +151,32 @@ def resolve_options(method: Method, given: Mapping[str, Any], rank: int) -> dict
     for name in _SHARES & resolved.keys():
         if not 0 <= resolved[name] < 1:
             raise ValueError(f"{name} must be in [0, 1), got {resolved[name]}.")
-    if method.name == "adalora" and resolved["init_rank"] == 0:
-        resolved["init_rank"] = -(-3 * rank // 2)
-    if method.name == "svft" and resolved["pattern"] != "plain":
-        resolved["off_diagonals"] = resolved["off_diagonals"] or _OFF_DIAGONALS
+    if method.name == "adalora":
+        _resolve_init_rank(resolved, rank)
+    if method.name == "svft":
+        _resolve_pattern(resolved)
     return resolved
+
+
+def _resolve_init_rank(options: dict[str, Any], rank: int) -> None:
+    options["init_rank"] = options["init_rank"] or -(-3 * rank // 2)
+    if options["init_rank"] <= rank:
+        raise ValueError(
+            f"init_rank must be above the final mean rank {rank}, got {options['init_rank']}."
+        )
+
+
+def _resolve_pattern(options: dict[str, Any]) -> None:
+    pattern = options["pattern"]
+    if pattern not in SVFT_PATTERNS:
+        raise ValueError(f"pattern must be one of {', '.join(SVFT_PATTERNS)}, got {pattern!r}.")
+    if pattern != "plain":
+        options["off_diagonals"] = options["off_diagonals"] or _OFF_DIAGONALS
+    if (pattern == "plain") != (options["off_diagonals"] == 0) or options["off_diagonals"] < 0:
+        raise ValueError(
+            "off_diagonals must be 0 for the plain pattern and at least 1 for any other, got "
+            f"{options['off_diagonals']} for {pattern!r}."
+        )
 
 
 def _converted(name: str, value: Any, kind: type) -> Any:

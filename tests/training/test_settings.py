@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
+from spectra.methods.svft import Pattern
 from spectra.training import METHODS, PRESETS, TrainSettings, preset, table_2
+from spectra.training.methods import SVFT_PATTERNS
 from tests.training.tiny_runs import settings
 
 
@@ -89,6 +92,10 @@ def test_options_are_resolved_with_the_methods_defaults() -> None:
     assert preset("small", "lora-xs", options={"init_std": 1}).options == {"init_std": 1.0}
 
 
+def test_the_settings_know_the_tuners_patterns() -> None:
+    assert get_args(Pattern) == SVFT_PATTERNS
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -102,6 +109,10 @@ def test_options_are_resolved_with_the_methods_defaults() -> None:
         ("lisa", {"active_layers": 0}, "active_layers must be at least 1, got 0"),
         ("adalora", {"initial_share": -0.1}, r"initial_share must be in \[0, 1\), got -0.1"),
         ("adalora", {"final_share": "nan"}, r"final_share must be in \[0, 1\), got nan"),
+        ("adalora", {"init_rank": 16}, "init_rank must be above the final mean rank 16, got 16"),
+        ("svft", {"pattern": "zigzag"}, "pattern must be one of plain, banded, random, top-k, got"),
+        ("svft", {"off_diagonals": 2}, "off_diagonals must be 0 for the plain pattern"),
+        ("svft", {"pattern": "random", "off_diagonals": -1}, "at least 1 for any other, got -1"),
     ],
 )
 def test_impossible_options_are_refused(

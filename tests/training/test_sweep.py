@@ -126,10 +126,10 @@ def test_methods_own_settings_are_fields_like_any_other(tmp_path: Path) -> None:
         tmp_path,
         methods=["svft", "lora"],
         seeds=[1],
-        grid={"pattern": ["plain", "banded"]},
+        grid={"pattern": ["random", "banded"]},
         settings={"off_diagonals": 3},
     )
-    assert names(file) == ["svft-pattern-plain-seed1", "svft-pattern-banded-seed1", "lora-seed1"]
+    assert names(file) == ["svft-pattern-random-seed1", "svft-pattern-banded-seed1", "lora-seed1"]
     options = read_sweep(file).runs[1].settings.options
     assert options == {"pattern": "banded", "off_diagonals": 3}
 
@@ -225,6 +225,10 @@ def test_a_run_with_other_settings_is_refused_before_anything_runs(
         ({"settings": {"reduction": "max"}}, "reduction must be one of mean, sum, got 'max'"),
         ({"settings": {"modules": []}}, r"settings.modules must be a list of names, got \[\]"),
         ({"settings": {"pattern": "plain"}}, "settings.pattern is no setting"),
+        (
+            {"methods": ["svft"], "per_method": {"svft": {"pattern": "zigzag"}}},
+            "svft: pattern must be one of plain, banded, random, top-k, got 'zigzag'",
+        ),
         ({"settings": [1]}, r"settings must hold keys with values, got \[1\]"),
         ({"grid": {"rank": 8}}, "grid.rank must be a list"),
         ({"grid": {"rank": [8, "8"]}}, "grid.rank has 8 twice"),
