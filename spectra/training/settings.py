@@ -148,6 +148,12 @@ class TrainSettings:
         return asdict(self) | {"modules": list(self.modules)}
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between a run's stored settings and others, as one line; else ``""``."""
+    differing = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    return "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in differing)
+
+
 # What a preset sets for all methods, and what differs for some. The paper's tables have four of the
 # methods, or three; what they say of those beside SORSA goes for all others.
 _PRESETS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {

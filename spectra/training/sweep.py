@@ -16,7 +16,7 @@ import yaml
 
 from spectra.store import Run, SweepRun
 from spectra.training.methods import METHODS
-from spectra.training.settings import PRESETS, TrainSettings, preset
+from spectra.training.settings import PRESETS, TrainSettings, differences, preset
 
 KEYS = (
     "model",
@@ -347,11 +347,7 @@ def _settled(
         settings = run.settings.as_dict() | shared
         name = names.get(str(settings), run.name)
         before = held.get(name)
-        if before and before != settings:
-            differing = sorted(k for k in before | settings if before.get(k) != settings.get(k))
-            listed = "; ".join(
-                f"{k} was {before.get(k)!r}, is {settings.get(k)!r}" for k in differing
-            )
+        if before and (listed := differences(before, settings)):
             raise ValueError(
                 f"{out / name} is there with other settings: {listed}. Choose another out, or "
                 "delete that run."

@@ -40,7 +40,7 @@ from spectra.training.lisa import LisaCallback
 from spectra.training.methods import METHODS
 from spectra.training.regularizer import SorsaRegularizerCallback
 from spectra.training.residuals import initial_factors, save_as_lora
-from spectra.training.settings import TrainSettings
+from spectra.training.settings import TrainSettings, differences
 
 logger = logging.getLogger(__name__)
 
@@ -253,13 +253,7 @@ def _arguments(run: Run, settings: TrainSettings, model: PreTrainedModel) -> Tra
 
 def _continues(run: Run, resolved: dict[str, Any]) -> str:
     """Return the existing run's state, or refuse it if it was set to something else."""
-    stored = run.read_settings()
-    before = stored.get("settings", {})
-    differing = sorted(
-        k for k in before.keys() | resolved.keys() if before.get(k) != resolved.get(k)
-    )
-    if differing:
-        listed = "; ".join(f"{k} was {before.get(k)!r}, is {resolved.get(k)!r}" for k in differing)
+    if listed := differences(run.read_settings().get("settings", {}), resolved):
         raise ValueError(
             f"{run.path} is a run with other settings: {listed}. Choose another --out."
         )
