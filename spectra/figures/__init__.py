@@ -12,9 +12,15 @@ from typing import Any
 
 import pandas as pd
 
+from spectra.figures.chart import Chart
+from spectra.figures.comparison import compare
+from spectra.figures.conditioning import conditioning, kappa_ratio
 from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
+from spectra.figures.heatmaps import heatmap
 from spectra.figures.labels import LABELS, Label, label_of
+from spectra.figures.matrices import matrix
+from spectra.figures.spectra import spectrum
 from spectra.figures.step_curves import (
     describe_layer_curves,
     describe_run_curves,
@@ -26,8 +32,11 @@ __all__ = [
     "LABELS",
     "SCREEN_CONFIG",
     "Backend",
+    "Chart",
     "Label",
     "backend_for",
+    "compare",
+    "conditioning",
     "curves",
     "describe_layer_curves",
     "describe_run_curves",
@@ -35,9 +44,13 @@ __all__ = [
     "describe_trajectory",
     "final_losses",
     "final_values",
+    "heatmap",
+    "kappa_ratio",
     "label_of",
+    "matrix",
     "over_seeds",
     "save",
+    "spectrum",
     "to_bytes",
     "training",
     "trajectory",

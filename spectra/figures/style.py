@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from spectra.figures.chart import Ink
+
 PAPER_WIDTH = 6.75
 """Width of a figure across two columns, inches."""
 FONT_SIZE = 9.0
@@ -95,6 +97,21 @@ def marker(index: int) -> str:
 def lettering(index: int) -> tuple[str, str, str]:
     """Return style, weight and name of the numbers of the `index`-th module."""
     return LETTERINGS[index % len(LETTERINGS)]
+
+
+def colour(ink: Ink, dark: bool = False) -> str:
+    """Return the shade of an ink, as ``#rrggbb``."""
+    if ink.kind == "run":
+        return run_colour(int(ink.place))
+    if ink.kind == "module":
+        return module_colour(int(ink.place), dark)
+    if ink.kind == "step":
+        return blend(step_colours(dark), ink.place)
+    if ink.kind == "layer":
+        return blend(layer_colours(dark), ink.place)
+    if ink.kind == "text":
+        return "#e8e8e8" if dark else "#222222"
+    return "#888888"
 
 
 def blend(anchors: list[str], fraction: float) -> str:
