@@ -20,7 +20,7 @@ from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to
 from spectra.figures.heatmaps import heatmap
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.matrices import matrix
-from spectra.figures.spectra import spectrum
+from spectra.figures.spectrum_views import spectrum
 from spectra.figures.step_curves import (
     describe_layer_curves,
     describe_run_curves,
