@@ -20,6 +20,14 @@ from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to
 from spectra.figures.heatmaps import heatmap
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.matrices import matrix
+from spectra.figures.options import (
+    needed_columns,
+    parse_names,
+    parse_numbers,
+    plot_command,
+    write_names,
+    write_numbers,
+)
 from spectra.figures.spectrum_views import spectrum
 from spectra.figures.step_curves import (
     describe_layer_curves,
@@ -48,13 +56,19 @@ __all__ = [
     "kappa_ratio",
     "label_of",
     "matrix",
+    "needed_columns",
     "over_seeds",
+    "parse_names",
+    "parse_numbers",
+    "plot_command",
     "save",
     "spectrum",
     "to_bytes",
     "training",
     "trajectory",
     "unrelated_level",
+    "write_names",
+    "write_numbers",
 ]
 
 
