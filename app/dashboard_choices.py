@@ -100,6 +100,13 @@ def choose_flag(name: str, label: str, explanation: str) -> bool:
     return st.toggle(label, key=key, help=explanation, on_change=changed)
 
 
+def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool | None:
+    """Show the choice of a linear or logarithmic axis; None where the figure chooses, as usual."""
+    texts = {"auto": "as the values ask for", "linear": "linear", "log": "logarithmic"}
+    chosen = choose_one(name, label, list(texts), show=texts.__getitem__)
+    return None if chosen == "auto" else chosen == "log"
+
+
 def choose_layers(present: Sequence[int], name: str = "layers") -> list[int]:
     """Show a text such as ``0-11`` or ``3,5,7`` and return the layers that it names.
 

@@ -26,6 +26,8 @@ def take_along(
     rows: pd.DataFrame,
     figure: str,
     entries: Sequence[RunEntry],
+    *,
+    tidy: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
     **options: Any,
 ) -> None:
     """Offer the figure and its rows as files, its caption, and the command that makes it.
@@ -42,8 +44,10 @@ def take_along(
         Of `spectra plot`.
     entries : sequence of RunEntry
         The chosen runs; those without rows are left out of the command.
+    tidy : callable, optional
+        Makes the rows of the CSV file from `rows`; called on a click.
     **options
-        Of the figure, as its function takes them.
+        Of the figure, as its function takes them; and `among`, as `plot_command` takes it.
     """
     with st.container(horizontal=True, vertical_alignment="bottom"):
         preset = _choose_preset()
@@ -58,7 +62,7 @@ def take_along(
             )
         st.download_button(
             "CSV",
-            lambda: rows.to_csv(index=False).encode(),
+            lambda: (rows if tidy is None else tidy(rows)).to_csv(index=False).encode(),
             file_name=f"{name}.csv",
             mime="text/csv",
             on_click="ignore",

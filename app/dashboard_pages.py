@@ -8,6 +8,10 @@ _VIEWS = Path(__file__).resolve().parent / "views"
 
 PAGES = {
     "overview": "Overview",
+    "spectrum": "Spectrum",
+    "conditioning": "Conditioning",
+    "training": "Training",
+    "compare": "Compare",
 }
 """Title of every page by the name of its file, which is also its part of the URL."""
 
