@@ -26,16 +26,25 @@ from spectra.figures.step_curves import (
     describe_run_curves,
     describe_training,
 )
+from spectra.figures.tables import (
+    TABLE_ENDINGS,
+    comparison_table,
+    table_bytes,
+    to_latex,
+    write_table,
+)
 from spectra.figures.trajectories import describe_trajectory, unrelated_level
 
 __all__ = [
     "LABELS",
     "SCREEN_CONFIG",
+    "TABLE_ENDINGS",
     "Backend",
     "Chart",
     "Label",
     "backend_for",
     "compare",
+    "comparison_table",
     "conditioning",
     "curves",
     "describe_layer_curves",
@@ -51,10 +60,13 @@ __all__ = [
     "over_seeds",
     "save",
     "spectrum",
+    "table_bytes",
     "to_bytes",
+    "to_latex",
     "training",
     "trajectory",
     "unrelated_level",
+    "write_table",
 ]
 
 
