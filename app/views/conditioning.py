@@ -16,7 +16,7 @@ from dashboard_rows import read_drift
 
 from spectra import figures
 from spectra.figures.conditioning import describe_conditioning, describe_kappa_ratio
-from spectra.store import pair_runs
+from spectra.store import regularized_pairs, run_names
 
 _COLUMNS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "ortho_u", "ortho_v")
 _RATIOS = ("kappa_p", "kappa", "kappa_u", "kappa_v")
@@ -39,10 +39,12 @@ def label_of(column: str) -> str:
 
 def choose_pairs() -> list[tuple[str, str]]:
     """Show the pairs that the runs make by themselves, and a pair of the user's own."""
-    labels = {entry.path: entry.label for entry in entries}
+    runs = [entry.run for entry in entries]
+    # The store knows runs by names of its own, where two folders share a name.
+    labels = dict(zip(run_names(runs), (entry.label for entry in entries), strict=True))
     found = {
-        f"{labels[a.path]}{_BETWEEN}{labels[b.path]}": (labels[a.path], labels[b.path])
-        for a, b in pair_runs([entry.run for entry in entries])
+        f"{labels[a]}{_BETWEEN}{labels[b]}": (labels[a], labels[b])
+        for a, b in regularized_pairs(runs)
     }
     names = [entry.label for entry in entries]
     chosen = choose_many("pair", "Regularized / unregularized", list(found)) if found else []

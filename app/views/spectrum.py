@@ -72,7 +72,11 @@ shown = show(
 
 def a_row_a_value(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row a singular value, its index counted from 1."""
-    lists = [column for column in ("sigma", "sigma_change") if column in rows and rows[column].notna().all()]
+    lists = [
+        column
+        for column in ("sigma", "sigma_change")
+        if column in rows and rows[column].notna().all()
+    ]
     lost = [column for column in ("sigma_change",) if column in rows and column not in lists]
     index = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
     return rows.drop(columns=lost).assign(index=index).explode(["index", *lists])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spectra.cli.options import add_command
@@ -83,7 +84,9 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def _endings(figure: Figure) -> str:
-    if figure.name == "table":
+    from spectra.figures.options import TABLE
+
+    if figure.name == TABLE:
         return ".tex or .csv"
     return ".pdf, .svg, .pgf or .png for paper, .html for the screen"
 
@@ -104,29 +107,42 @@ def _unknown(name: str, rest: Sequence[str]) -> str:
 
 def _plot(options: argparse.Namespace) -> None:
     from spectra import figures
-    from spectra.figures.options import figure_called
+    from spectra.figures.options import TABLE, figure_called
 
     figure = figure_called(options.figure)
     chosen = read_options(figure, options)
-    backend = figures.backend_for(options.out)
-    if "preset" in chosen and backend == "plotly":
-        raise ValueError(
-            f"--preset is the size of a figure on paper, which {options.out} is not. Write a "
-            ".pdf, .svg, .pgf or .png, or leave --preset out."
-        )
-    runs, pairs = _find(figure, options.runs)
+    _check_ending(figure, options.out, chosen)
+    runs, belonging = _find(figure, options.runs)
     rows: list[Any] = [_read(figure, table, runs, chosen) for table in figure.reads]
+    if figure.name == TABLE:
+        command = figures.plot_command(TABLE, options.runs, options.out, **chosen)
+        table = figures.comparison_table(*rows, **belonging, **chosen)
+        print(f"Wrote {figures.write_table(table, options.out, command=shlex.join(command))}")
+        return
     if figure.name == "training" and "steps" in chosen:
         wanted = chosen.pop("steps")
         rows = [table[table["step"].isin(wanted)] for table in rows]
-    if pairs:
-        chosen["pairs"] = pairs
     for option in figure.options:
         if option.name == "column":
             chosen.setdefault("column", option.default)
-    draw = getattr(figures, figure.name.replace("-", "_"))
-    picture = draw(*rows, backend=backend, **chosen)
+    backend = figures.backend_for(options.out)
+    picture = _function(figure)(*rows, backend=backend, **belonging, **chosen)
     print(f"Wrote {figures.save(picture, options.out)}")
+
+
+def _check_ending(figure: Figure, out: str, chosen: Mapping[str, Any]) -> None:
+    """Refuse a file of another kind before anything is read."""
+    from spectra.figures import TABLE_ENDINGS, backend_for
+    from spectra.figures.options import TABLE
+
+    if figure.name == TABLE:
+        if not out.lower().endswith(TABLE_ENDINGS):
+            raise ValueError(f"A table is written as .tex or .csv, got {out!r}.")
+    elif backend_for(out) == "plotly" and "preset" in chosen:
+        raise ValueError(
+            f"--preset is the size of a figure on paper, which {out} is not. Write a .pdf, .svg, "
+            ".pgf or .png, or leave --preset out."
+        )
 
 
 def read_options(figure: Figure, options: argparse.Namespace) -> dict[str, Any]:
@@ -141,34 +157,44 @@ def read_options(figure: Figure, options: argparse.Namespace) -> dict[str, Any]:
     return {option.name: option.read(value) for option, value in given.items() if value is not None}
 
 
-def _find(figure: Figure, paths: Sequence[str]) -> tuple[dict[str, Run], list[tuple[str, str]]]:
-    """Return the runs by their labels and, where the figure takes runs in pairs, the pairs."""
-    from spectra.store import Run, expand_runs, label_runs, pair_runs
+def _find(figure: Figure, paths: Sequence[str]) -> tuple[dict[str, Run], dict[str, Any]]:
+    """Return the runs by their names, and what the figure has to know of how they belong."""
+    from spectra.store import Run, expand_runs, group_labels, regularized_pairs, run_names
 
     given = expand_runs(paths)
     # A run may stand in several pairs; its rows are read once.
-    runs = list({run.path.resolve(): run for run in given}.values())
-    labels = label_runs(runs)
-    found = dict(zip(labels, runs, strict=True))
-    if figure.name != "kappa-ratio":
-        return found, []
-    label_of = {run.path.resolve(): label for run, label in zip(runs, labels, strict=True)}
+    by_path = {run.path.resolve(): run for run in given}
+    runs = list(by_path.values())
+    found = dict(zip(run_names(runs), runs, strict=True))
+    parameters = inspect.signature(_function(figure)).parameters
+    if "groups" in parameters:
+        return found, {"groups": group_labels(runs)}
+    if "pairs" not in parameters:
+        return found, {}
     if all(Run(path).exists() for path in paths):
         if len(given) % 2:
             raise ValueError(
                 f"{figure.name} takes runs in pairs, the regularized one first: got {len(given)}."
             )
-        pairs = list(zip(given[::2], given[1::2], strict=True))
+        name_of = {path: name for name, path in zip(found, by_path, strict=True)}
+        names = [name_of[run.path.resolve()] for run in given]
+        pairs = list(zip(names[::2], names[1::2], strict=True))
     else:
-        pairs = pair_runs(runs)
-        if not pairs:
-            raise ValueError(
-                f"None of these {len(runs)} runs is a regularized one (sorsa) with a twin "
-                "(sorsa-noreg) of the same seed and settings. Name the runs one by one, in pairs, "
-                "the regularized one first."
-            )
-    named = [(label_of[a.path.resolve()], label_of[b.path.resolve()]) for a, b in pairs]
-    return found, named
+        pairs = regularized_pairs(runs)
+    if not pairs:
+        raise ValueError(
+            f"None of these {len(runs)} runs is a regularized one (sorsa) with a twin "
+            "(sorsa-noreg) of the same seed and settings. Name the runs one by one, in pairs, "
+            "the regularized one first."
+        )
+    return found, {"pairs": pairs}
+
+
+def _function(figure: Figure) -> Callable[..., Any]:
+    from spectra import figures
+
+    found: Callable[..., Any] = getattr(figures, figure.called)
+    return found
 
 
 def _read(

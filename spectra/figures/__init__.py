@@ -34,16 +34,25 @@ from spectra.figures.step_curves import (
     describe_run_curves,
     describe_training,
 )
+from spectra.figures.tables import (
+    TABLE_ENDINGS,
+    comparison_table,
+    table_bytes,
+    to_latex,
+    write_table,
+)
 from spectra.figures.trajectories import describe_trajectory, unrelated_level
 
 __all__ = [
     "LABELS",
     "SCREEN_CONFIG",
+    "TABLE_ENDINGS",
     "Backend",
     "Chart",
     "Label",
     "backend_for",
     "compare",
+    "comparison_table",
     "conditioning",
     "curves",
     "describe_layer_curves",
@@ -63,12 +72,15 @@ __all__ = [
     "plot_command",
     "save",
     "spectrum",
+    "table_bytes",
     "to_bytes",
+    "to_latex",
     "training",
     "trajectory",
     "unrelated_level",
     "write_names",
     "write_numbers",
+    "write_table",
 ]
 
 

@@ -16,6 +16,9 @@ Kind = Literal["name", "names", "numbers", "number", "pair", "choice", "switch"]
 """What a value is: text, texts, whole numbers, one whole number, two numbers, one of a few texts,
 or on and off."""
 
+TABLE = "table"
+"""The one that is no picture."""
+
 _MOST_NUMBERS = 10_000_000
 _NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(,|\Z)', re.DOTALL)
 
@@ -102,7 +105,7 @@ class Figure:
     Attributes
     ----------
     name : str
-        On the command line; the function in `spectra.figures` has underscores for dashes.
+        On the command line.
     help : str
     reads : tuple of str
         The tables whose rows the function takes, in its order: ``"drift"``, ``"spectrum"``,
@@ -113,6 +116,8 @@ class Figure:
         keys; None for all.
     example : tuple of str
         Words between the figure's name and ``--out``, for ``--help``.
+    function : str
+        In `spectra.figures`; the name with underscores for dashes where it is empty.
     """
 
     name: str
@@ -121,6 +126,12 @@ class Figure:
     options: tuple[Option, ...]
     columns: Callable[[str, Mapping[str, Any]], tuple[str, ...] | None]
     example: tuple[str, ...] = ("runs/lora", "runs/sorsa")
+    function: str = ""
+
+    @property
+    def called(self) -> str:
+        """The name of its function in `spectra.figures`."""
+        return self.function or self.name.replace("-", "_")
 
     def option(self, name: str) -> Option:
         """Return an option by its keyword.
@@ -537,6 +548,15 @@ _TABLE = (
         ),
         _of_compare,
         ("runs/methods", "--column", "delta_sigma", "--by", "loss"),
+    ),
+    Figure(
+        TABLE,
+        "where every method ended, with the mean and spread over its seeds: LaTeX or CSV",
+        ("drift", "training"),
+        (_MODULES, _LAYERS),
+        _everything,
+        ("runs/methods",),
+        "comparison_table",
     ),
 )
 FIGURES: dict[str, Figure] = {figure.name: figure for figure in _TABLE}

@@ -77,7 +77,7 @@ def test_defaults_leave_no_word(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_options_and_defaults_are_those_of_the_function(name: str) -> None:
-    function = getattr(figures, name.replace("-", "_"))
+    function = getattr(figures, FIGURES[name].called)
     parameters = inspect.signature(function).parameters
 
     for option in FIGURES[name].options:
