@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,6 +26,8 @@ def take_along(
     rows: pd.DataFrame,
     figure: str,
     entries: Sequence[RunEntry],
+    *,
+    among: Mapping[str, Sequence[int]] | None = None,
     **options: Any,
 ) -> None:
     """Offer the figure and its rows as files, its caption, and the command that makes it.
@@ -42,6 +44,8 @@ def take_along(
         Of `spectra plot`.
     entries : sequence of RunEntry
         The chosen runs; those without rows are left out of the command.
+    among : mapping, optional
+        Which layers and steps there are, as `figures.plot_command` takes it.
     **options
         Of the figure, as its function takes them.
     """
@@ -73,7 +77,7 @@ def take_along(
     runs = [entry.path for entry in entries if entry.label in drawn]
     if preset:
         options["preset"] = preset
-    words = figures.plot_command(figure, runs, f"{name}.pdf", **options)
+    words = figures.plot_command(figure, runs, f"{name}.pdf", among=among, **options)
     st.code(shlex.join(words), language="bash", wrap_lines=True)
 
 

@@ -8,6 +8,9 @@ _VIEWS = Path(__file__).resolve().parent / "views"
 
 PAGES = {
     "overview": "Overview",
+    "trajectories": "Trajectories",
+    "layers": "Layers",
+    "matrix": "Matrix",
 }
 """Title of every page by the name of its file, which is also its part of the URL."""
 
