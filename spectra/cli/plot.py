@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spectra.cli.options import add_command
@@ -105,7 +105,6 @@ def _unknown(name: str, rest: Sequence[str]) -> str:
 def _plot(options: argparse.Namespace) -> None:
     from spectra import figures
     from spectra.figures.options import figure_called
-    from spectra.store import expand_runs
 
     figure = figure_called(options.figure)
     chosen = read_options(figure, options)
@@ -115,11 +114,13 @@ def _plot(options: argparse.Namespace) -> None:
             f"--preset is the size of a figure on paper, which {options.out} is not. Write a "
             ".pdf, .svg, .pgf or .png, or leave --preset out."
         )
-    runs = expand_runs(options.runs)
+    runs, pairs = _find(figure, options.runs)
     rows: list[Any] = [_read(figure, table, runs, chosen) for table in figure.reads]
     if figure.name == "training" and "steps" in chosen:
         wanted = chosen.pop("steps")
         rows = [table[table["step"].isin(wanted)] for table in rows]
+    if pairs:
+        chosen["pairs"] = pairs
     for option in figure.options:
         if option.name == "column":
             chosen.setdefault("column", option.default)
@@ -140,7 +141,70 @@ def read_options(figure: Figure, options: argparse.Namespace) -> dict[str, Any]:
     return {option.name: option.read(value) for option, value in given.items() if value is not None}
 
 
-def _read(figure: Figure, table: str, runs: Sequence[Run], chosen: dict[str, Any]) -> pd.DataFrame:
-    from spectra.store import read_runs
+def _find(figure: Figure, paths: Sequence[str]) -> tuple[dict[str, Run], list[tuple[str, str]]]:
+    """Return the runs by their labels and, where the figure takes runs in pairs, the pairs."""
+    from spectra.store import Run, expand_runs, label_runs, pair_runs
 
-    return read_runs(runs, table)
+    given = expand_runs(paths)
+    # A run may stand in several pairs; its rows are read once.
+    runs = list({run.path.resolve(): run for run in given}.values())
+    labels = label_runs(runs)
+    found = dict(zip(labels, runs, strict=True))
+    if figure.name != "kappa-ratio":
+        return found, []
+    label_of = {run.path.resolve(): label for run, label in zip(runs, labels, strict=True)}
+    if all(Run(path).exists() for path in paths):
+        if len(given) % 2:
+            raise ValueError(
+                f"{figure.name} takes runs in pairs, the regularized one first: got {len(given)}."
+            )
+        pairs = list(zip(given[::2], given[1::2], strict=True))
+    else:
+        pairs = pair_runs(runs)
+        if not pairs:
+            raise ValueError(
+                f"None of these {len(runs)} runs is a regularized one (sorsa) with a twin "
+                "(sorsa-noreg) of the same seed and settings. Name the runs one by one, in pairs, "
+                "the regularized one first."
+            )
+    named = [(label_of[a.path.resolve()], label_of[b.path.resolve()]) for a, b in pairs]
+    return found, named
+
+
+def _read(
+    figure: Figure, table: str, runs: Mapping[str, Run], chosen: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return the rows that the figure needs of a table, each run's under its label."""
+    import pandas as pd
+
+    from spectra.figures import needed_columns
+
+    columns = needed_columns(figure.name, table, chosen)
+    frames = []
+    for label, run in runs.items():
+        if table == "training":
+            frame = run.read_training()
+        elif table == "drift":
+            frame = run.read_drift(columns)
+        else:
+            frame = _read_arrays(figure, run, chosen, columns)
+        frames.append(frame.assign(run=label))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _read_arrays(
+    figure: Figure, run: Run, chosen: Mapping[str, Any], columns: list[str] | None
+) -> pd.DataFrame:
+    """Return the arrays of the steps that the figure draws; those of all steps may be gigabytes."""
+    if figure.name == "matrix":
+        return run.read_spectrum(
+            chosen["step"], modules=[chosen["module"]], layers=[chosen["layer"]], columns=columns
+        )
+    present = sorted(set(run.spectrum.read(["step"])["step"]))
+    wanted = present[-1:]
+    if "steps" in chosen:
+        wanted = [step for step in present if step in chosen["steps"]]
+        if chosen.get("view") != "share":
+            wanted = [*wanted[:1], *wanted[1:][-1:]]
+    modules, layers = chosen.get("modules"), chosen.get("layers")
+    return run.read_spectrum(steps=wanted, modules=modules, layers=layers, columns=columns)
