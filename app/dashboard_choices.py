@@ -227,6 +227,13 @@ def choose_flag(name: str, label: str, explanation: str) -> bool:
     return st.toggle(label, key=key, help=explanation, on_change=changed)
 
 
+def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool | None:
+    """Show the choice of a linear or logarithmic axis; None where the figure chooses, as usual."""
+    texts = {"auto": "as the values ask for", "linear": "linear", "log": "logarithmic"}
+    chosen = choose_one(name, label, list(texts), show=texts.__getitem__)
+    return None if chosen == "auto" else chosen == "log"
+
+
 def set_choice(name: str, *values: object) -> None:
     """Choose for the user, in a callback or before the widget is shown; no value: the default."""
     _remember(name, [str(value) for value in values] or None)

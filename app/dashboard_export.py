@@ -28,6 +28,7 @@ def take_along(
     entries: Sequence[RunEntry],
     *,
     among: Mapping[str, Sequence[int]] | None = None,
+    tidy: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
     **options: Any,
 ) -> None:
     """Offer the figure and its rows as files, its caption, and the command that makes it.
@@ -46,6 +47,8 @@ def take_along(
         The chosen runs; those without rows are left out of the command.
     among : mapping, optional
         Which layers and steps there are, as `figures.plot_command` takes it.
+    tidy : callable, optional
+        Makes the rows of the CSV file from `rows`; called on a click.
     **options
         Of the figure, as its function takes them.
     """
@@ -62,7 +65,7 @@ def take_along(
             )
         st.download_button(
             "CSV",
-            lambda: rows.to_csv(index=False).encode(),
+            lambda: (rows if tidy is None else tidy(rows)).to_csv(index=False).encode(),
             file_name=f"{name}.csv",
             mime="text/csv",
             on_click="ignore",

@@ -11,6 +11,9 @@ PAGES = {
     "trajectories": "Trajectories",
     "layers": "Layers",
     "matrix": "Matrix",
+    "spectrum": "Spectrum",
+    "conditioning": "Conditioning",
+    "training": "Training",
 }
 """Title of every page by the name of its file, which is also its part of the URL."""
 

@@ -42,7 +42,16 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     script = str(_script())
-    return [sys.executable, "-m", "spectra.dashboard", "run", script, *flags, "--", str(root.resolve())]
+    return [
+        sys.executable,
+        "-m",
+        "spectra.dashboard",
+        "run",
+        script,
+        *flags,
+        "--",
+        str(root.resolve()),
+    ]
 
 
 def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> int:

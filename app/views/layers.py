@@ -9,6 +9,7 @@ from dashboard_choices import (
     choose_modules,
     choose_one,
     choose_range,
+    choose_scale,
     set_choice,
 )
 from dashboard_export import take_along
@@ -17,6 +18,7 @@ from dashboard_parts import Picked, narrowed, open_page, show
 from dashboard_rows import read_drift
 
 from spectra import figures
+from spectra.figures.heatmaps import describe_heatmap
 from spectra.store import DRIFT_QUANTITIES
 
 _VIEWS = {"map": "heat map of a run", "curves": "curves over the steps"}
@@ -47,7 +49,7 @@ with st.sidebar:
     overlay = not as_map and choose_flag(
         "overlay", "Runs over one another", "A panel a module and a line a run, with its range."
     )
-    log = choose_flag("log", "Logarithmic", "Values of 0 lie below the scale.")
+    log = choose_scale(label="Scale of the values")
 
 st.text(f"{figures.label_of(column).axis}: {DRIFT_QUANTITIES[column]}")
 rows = drift[
@@ -55,9 +57,9 @@ rows = drift[
     & drift["layer"].isin(layers)
     & drift["step"].between(steps[0], steps[-1])
 ]
-options = {"column": column, "modules": modules, "log": True if log else None}
+options = {"column": column, "modules": modules, "log": log}
 if as_map:
-    describe = partial(figures.describe_heatmap, rows, **options)
+    describe = partial(describe_heatmap, rows, **options)
 else:
     options["overlay"] = overlay
     describe = partial(figures.describe_curves, rows, **options)

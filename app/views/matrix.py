@@ -10,6 +10,7 @@ from dashboard_parts import open_page, show
 from dashboard_rows import read_arrays, read_drift
 
 from spectra import figures
+from spectra.figures.matrices import describe_matrix
 from spectra.store import DRIFT_QUANTITIES
 
 _ARRAYS = ("sigma", "sigma_change", "overlap_u", "overlap_v", "leading_u", "leading_v")
@@ -60,7 +61,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 arrays = read_arrays(entry, steps=[step], modules=[module], layers=[layer], columns=_ARRAYS)
 options = {"module": module, "layer": layer, "step": step}
 shown = show(
-    partial(figures.describe_matrix, of_matrix, arrays, **options),
+    partial(describe_matrix, of_matrix, arrays, **options),
     f"Layer {layer} of {module} at step {step} against its base.",
     "matrix",
 )

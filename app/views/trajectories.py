@@ -18,6 +18,7 @@ from dashboard_rows import read_drift
 from dashboard_sweeps import show_values
 
 from spectra import figures
+from spectra.figures.trajectories import describe_trajectory
 
 _AXES = {"shared": "the same in every panel", "free": "each panel its own"}
 
@@ -73,7 +74,7 @@ options = {
     "until": until if until < drawn_steps[-1] else None,
 }
 shown = show(
-    partial(figures.describe_trajectory, rows, **options),
+    partial(describe_trajectory, rows, **options),
     "Drift of singular vectors against drift of singular values, a panel a run.",
     "trajectory",
     on_pick=pick,

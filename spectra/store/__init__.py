@@ -2,8 +2,7 @@
 
 from spectra.store.attempts import Attempt
 from spectra.store.files import whole_file
-from spectra.store.pairs import pair_runs
-from spectra.store.run import Run, expand_runs, find_runs, label_runs, read_runs, software_versions
+from spectra.store.run import Run, expand_runs, find_runs, read_runs, software_versions
 from spectra.store.schema import (
     DRIFT,
     DRIFT_QUANTITIES,
@@ -31,8 +30,6 @@ __all__ = [
     "expand_runs",
     "find_runs",
     "find_sweeps",
-    "label_runs",
-    "pair_runs",
     "read_runs",
     "software_versions",
     "whole_file",

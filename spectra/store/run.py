@@ -335,27 +335,13 @@ def expand_runs(paths: Sequence[Path | str]) -> list[Run]:
     return runs
 
 
-def label_runs(runs: Sequence[Run]) -> list[str]:
-    """Return what to call each of several runs: its name, and where two share one the folders too.
-
-    Runs of the same name are told apart by the folders above them.
-    """
-    labels = []
-    for run in runs:
-        twins = [other.path.resolve() for other in runs if other.name == run.name]
-        if len(twins) > 1:
-            labels.append(run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix())
-        else:
-            labels.append(run.name)
-    return labels
-
-
 def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
-    """Return the rows of several runs, each under a name of its own; see `label_runs`.
+    """Return the rows of several runs, each under a name of its own.
 
     Parameters
     ----------
     runs : sequence of Run
+        Runs of the same name are told apart by the folders above them.
     table : {"drift", "training"}
         Which rows.
 
@@ -367,9 +353,13 @@ def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
         If one cannot be read.
     """
     frames = []
-    for run, label in zip(runs, label_runs(runs), strict=True):
+    for run in runs:
         frame = run.read_drift() if table == "drift" else run.read_training()
-        frames.append(frame.assign(run=label))
+        twins = [other.path.resolve() for other in runs if other.name == run.name]
+        if len(twins) > 1:
+            label = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
+            frame = frame.assign(run=label)
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
