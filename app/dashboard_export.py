@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,6 +27,7 @@ def take_along(
     figure: str,
     entries: Sequence[RunEntry],
     *,
+    among: Mapping[str, Sequence[int]] | None = None,
     tidy: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
     **options: Any,
 ) -> None:
@@ -44,10 +45,12 @@ def take_along(
         Of `spectra plot`.
     entries : sequence of RunEntry
         The chosen runs; those without rows are left out of the command.
+    among : mapping, optional
+        Which layers and steps there are, as `figures.plot_command` takes it.
     tidy : callable, optional
         Makes the rows of the CSV file from `rows`; called on a click.
     **options
-        Of the figure, as its function takes them; and `among`, as `plot_command` takes it.
+        Of the figure, as its function takes them.
     """
     with st.container(horizontal=True, vertical_alignment="bottom"):
         preset = _choose_preset()
@@ -77,7 +80,7 @@ def take_along(
     runs = [entry.path for entry in entries if entry.label in drawn]
     if preset:
         options["preset"] = preset
-    words = figures.plot_command(figure, runs, f"{name}.pdf", **options)
+    words = figures.plot_command(figure, runs, f"{name}.pdf", among=among, **options)
     st.code(shlex.join(words), language="bash", wrap_lines=True)
 
 

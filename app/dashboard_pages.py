@@ -8,10 +8,12 @@ _VIEWS = Path(__file__).resolve().parent / "views"
 
 PAGES = {
     "overview": "Overview",
+    "trajectories": "Trajectories",
+    "layers": "Layers",
+    "matrix": "Matrix",
     "spectrum": "Spectrum",
     "conditioning": "Conditioning",
     "training": "Training",
-    "compare": "Compare",
 }
 """Title of every page by the name of its file, which is also its part of the URL."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
-from dashboard_choices import choose_many, choose_one
+from dashboard_choices import choose_many, choose_one, hand_over
 from dashboard_markup import escape, one_line
 from dashboard_rows import quoted, warn
 from dashboard_runs import RunEntry, list_runs, root_folder
@@ -114,7 +114,9 @@ def open_page(
             st.info("None of this sweep's runs has begun. Choose another sweep, or wait.")
             st.stop()
         if single:
-            chosen = [choose_one("run", "Run", list(labels))]
+            # Of those chosen where a page shows several; and looking at one leaves them chosen.
+            hand_over("run", "one run")
+            chosen = [choose_one("run", "Run", list(labels), memory="one run")]
         else:
             chosen = choose_many("run", "Runs", list(labels), default=list(labels)[:at_most])
             if len(chosen) < len(labels):
