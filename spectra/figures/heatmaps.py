@@ -68,7 +68,8 @@ def heatmap(
     modules, layers, steps : iterable, optional
         Draw only these; all by default.
     log : bool, optional
-        Logarithmic colours; by default for condition numbers that span over two decades.
+        Logarithmic colours; by default where the middle 90% of the values above 0 span over two
+        decades, and for condition numbers where all do.
     backend : {"plotly", "matplotlib"}
         Screen or paper.
     dark : bool
@@ -206,8 +207,8 @@ def _cells(
     source = _FLOORS.get(column, "")
     if source in part:
         floor[up, across] = part[source].to_numpy(dtype=float)
-    # An adapter's floor is 0: what it has not moved is known to be 0.
-    return steps.astype(float), values, (floor > 0) & (values <= floor)
+    # An adapter's floor is 0, and at step 0 nothing has moved: neither is lost in noise.
+    return steps.astype(float), values, (floor > 0) & (values <= floor) & (steps > 0)
 
 
 def _edges(x: Floats) -> Floats:
@@ -280,9 +281,9 @@ def _scale(values: pd.Series, log: bool | None) -> _Scale:
         )
     if log is None:
         log = (
-            values.name in _RATIOS
-            and len(positive) > 0
-            and float(positive.max() / positive.min()) > _LOG_FROM_RATIO
+            len(positive) > 0
+            and finite.min() >= 0
+            and _spread(positive, values.name in _RATIOS) > _LOG_FROM_RATIO
         )
     map_: Map = "size"
     notes = []
@@ -314,6 +315,12 @@ def _scale(values: pd.Series, log: bool | None) -> _Scale:
         notes.append(f"{infinite} infinite, in the highest colour")
     beyond = f"Of {len(found)} cells: {'; '.join(notes)}." if notes else ""
     return _Scale((low, high), log, map_, beyond)
+
+
+def _spread(positive: Floats, whole: bool) -> float:
+    """Return the ratio of the largest to the smallest value, of all or of the middle 90%."""
+    low, high = (0.0, 1.0) if whole else (0.05, 0.95)
+    return float(np.quantile(positive, high) / np.quantile(positive, low))
 
 
 def _join(*sentences: str) -> str:
