@@ -6,9 +6,10 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from spectra.figures.chart import Ink
+from spectra.figures.chart import Ink, Map
 
 PAPER_WIDTH = 6.75
 """Width of a figure across two columns, inches."""
@@ -22,6 +23,49 @@ PAPER_COLUMNS, SCREEN_COLUMNS = 3, 2
 FONT = "DejaVu Sans"
 """Comes with Matplotlib and has the Greek letters, so a figure looks the same everywhere."""
 
+
+@dataclass(frozen=True)
+class Preset:
+    """How a figure is set for one place in one venue's papers.
+
+    Attributes
+    ----------
+    width : float
+        Inches, exactly.
+    size : float
+        Font size of axis labels and titles, points.
+    small : float
+        Font size of tick labels and the legend, points.
+    fonts : tuple of str
+        Families; a letter that the first lacks is taken from the next.
+    """
+
+    width: float
+    size: float
+    small: float
+    # Times-like, as all four venues' papers are. It lacks most sub- and superscripts; DejaVu has
+    # them. Both come with Matplotlib.
+    fonts: tuple[str, ...] = ("STIXGeneral", "DejaVu Serif")
+
+
+# Captions are set in 9 or 10 points at all four; a figure's letters are a little smaller. A half
+# leaves a gap between two figures that stand side by side.
+PRESETS = {
+    # iclr2025_conference.sty: \textwidth 5.5in.
+    "iclr": Preset(5.5, 9, 8),
+    "iclr-half": Preset(2.7, 8, 7),
+    # neurips_2025.sty: \newgeometry{textheight=9in, textwidth=5.5in, …}.
+    "neurips": Preset(5.5, 9, 8),
+    "neurips-half": Preset(2.7, 8, 7),
+    # icml2025.sty: \setlength\textwidth{6.75in}, \setlength\columnsep{0.25in}; captions in 9 pt.
+    "icml-1": Preset(3.25, 8, 7),
+    "icml-2": Preset(6.75, 9, 8),
+    # acl.sty: a4paper, margin=2.5cm, \setlength\columnsep{0.6cm}: 16 cm and 7.7 cm.
+    "acl-1": Preset(7.7 / 2.54, 8, 7),
+    "acl-2": Preset(16 / 2.54, 9, 8),
+}
+"""Presets by the venue's name; ``-1`` is one column of two, ``-half`` half of one."""
+
 # Anchors of Matplotlib's viridis and plasma, evenly spaced from 0 to 1.
 _VIRIDIS = (
     "#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725"
@@ -29,6 +73,11 @@ _VIRIDIS = (
 _PLASMA = (
     "#0d0887 #46039f #7201a8 #9c179e #bd3786 #d8576b #ed7953 #fb9f3a #fdca26 #f0f921"
 ).split()
+# Brewer's YlGnBu, light to dark, so that 0 is paler than all else also in grey.
+_SIZES = "#ffffd9 #edf8b1 #c7e9b4 #7fcdbb #41b6c4 #1d91c0 #225ea8 #253494 #081d58".split()
+# After Brewer's RdBu, towards orange, and darker below 0 than above, so that grey shows the sign.
+_TURNS = "#08306b #2166ac #4393c3 #92c5de #f7f7f7 #fdd0a2 #fdae6b #f16913 #d94801".split()
+_TURN_ON_DARK = "#303030"
 # The ends of a map that vanish on paper (yellow) or on a dark screen (deep blue) are left out.
 _ON_LIGHT = (0.0, 0.82)
 _ON_DARK = (0.3, 1.0)
@@ -71,6 +120,18 @@ def step_colours(dark: bool = False) -> list[str]:
 def layer_colours(dark: bool = False) -> list[str]:
     """Return anchors of the colour map of the layers (plasma), first layer to last."""
     return _between(_PLASMA, *(_ON_DARK if dark else _ON_LIGHT))
+
+
+def map_colours(name: Map, dark: bool = False) -> list[str]:
+    """Return evenly spaced anchors of a colour map, lowest value to highest."""
+    if name == "step":
+        return step_colours(dark)
+    if name == "layer":
+        return layer_colours(dark)
+    if name == "size":
+        return _SIZES[::-1] if dark else list(_SIZES)
+    middle = _TURN_ON_DARK if dark else _TURNS[4]
+    return [*_TURNS[:4], middle, *_TURNS[5:]]
 
 
 def module_colour(index: int, dark: bool = False) -> str:
