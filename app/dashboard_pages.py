@@ -14,6 +14,7 @@ PAGES = {
     "spectrum": "Spectrum",
     "conditioning": "Conditioning",
     "training": "Training",
+    "compare": "Compare",
 }
 """Title of every page by the name of its file, which is also its part of the URL."""
 

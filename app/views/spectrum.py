@@ -14,7 +14,6 @@ from dashboard_export import take_along
 from dashboard_parts import open_page, show
 from dashboard_rows import read_arrays, read_drift
 
-from spectra import figures
 from spectra.figures.spectrum_views import describe_spectrum
 
 _VIEWS = {
@@ -25,6 +24,7 @@ _VIEWS = {
 }
 # A step's arrays are megabytes for a large model.
 _MOST_STEPS = 12
+_ARRAYS = ("sigma", "sigma_change")
 
 (entry,) = open_page(
     "Spectrum",
@@ -61,8 +61,7 @@ options = {
     "layers": None if layers == all_layers else layers,
     "steps": steps,
 }
-columns = figures.needed_columns("spectrum", "spectrum", options)
-arrays = read_arrays(entry, steps=steps, columns=columns or (), modules=modules, layers=layers)
+arrays = read_arrays(entry, steps=steps, columns=_ARRAYS, modules=modules, layers=layers)
 shown = show(
     lambda: describe_spectrum(arrays, **options),
     f"Singular values of every layer: {_VIEWS[view]}.",
@@ -72,14 +71,10 @@ shown = show(
 
 def a_row_a_value(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row a singular value, its index counted from 1."""
-    lists = [
-        column
-        for column in ("sigma", "sigma_change")
-        if column in rows and rows[column].notna().all()
-    ]
-    lost = [column for column in ("sigma_change",) if column in rows and column not in lists]
+    known = [column for column in _ARRAYS if column in rows and rows[column].notna().all()]
     index = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
-    return rows.drop(columns=lost).assign(index=index).explode(["index", *lists])
+    kept = rows.drop(columns=[c for c in _ARRAYS if c in rows and c not in known])
+    return kept.assign(index=index).explode(["index", *known])
 
 
 take_along(
