@@ -15,20 +15,20 @@ from spectra.figures.chart import Axis, Chart, ColourBar, Floats, Heat, Ink, Lin
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import short
-from spectra.figures.selection import by_run, clean, module_order, select_rows
+from spectra.figures.noise import floor_column, short
+from spectra.figures.selection import (
+    by_run,
+    clean,
+    module_order,
+    select_rows,
+    thin_steps,
+    thinning_sentence,
+)
 
 MOST_PANELS = 16
 """More panels than these are too small to be read, on paper as on a screen."""
 MOST_COLUMNS = 60
 """Columns of cells in a panel: more are narrower than they can be told apart."""
-_FLOORS = {
-    "delta_sigma": "sigma_noise",
-    "delta_d": "d_noise",
-    "delta_u": "d_noise",
-    "delta_v": "d_noise",
-    "matched_d": "d_noise",
-}
 _RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
 # Beyond two decades a linear scale shows the largest cells only.
 _LOG_FROM_RATIO = 100.0
@@ -68,7 +68,8 @@ def heatmap(
     modules, layers, steps : iterable, optional
         Draw only these; all by default.
     log : bool, optional
-        Logarithmic colours; by default for condition numbers that span over two decades.
+        Logarithmic colours; by default where the middle 90% of the values above 0 span over two
+        decades, and for condition numbers where all do.
     backend : {"plotly", "matplotlib"}
         Screen or paper.
     dark : bool
@@ -114,7 +115,8 @@ def describe_heatmap(
     """Turn rows into the chart of `heatmap`, which see."""
     modules = [modules] if isinstance(modules, str) else modules
     modules = None if modules is None else list(modules)
-    rows = select_rows(drift, [column], modules, layers, steps)
+    source = floor_column(column)
+    rows = select_rows(drift, [column], modules, layers, steps, keep=[source])
     if not pd.api.types.is_numeric_dtype(rows[column]):
         raise ValueError(f"The column {column} holds no numbers, so it has no colours.")
     order = module_order(rows, modules)
@@ -133,6 +135,7 @@ def describe_heatmap(
     thinned = [(*p[:3], *_thin(p[3])) for p in parts]
     shown = pd.concat([part for *_, part, _ in thinned])
     scale = _scale(shown[column], log)
+    most = max(total for *_, total in thinned)
     first, last = int(rows["layer"].min()), int(rows["layer"].max())
     y = np.arange(first, last + 1)
     reach = (int(shown["step"].min()), int(shown["step"].max()))
@@ -170,7 +173,7 @@ def describe_heatmap(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
-            _thinned_sentence([total for *_, total in thinned]),
+            thinning_sentence("Cells", min(most, MOST_COLUMNS), most),
         ),
         link_x=True,
         link_y=True,
@@ -180,18 +183,10 @@ def describe_heatmap(
 
 def _thin(part: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Return the rows of at most `MOST_COLUMNS` steps, and how many steps there are."""
-    steps = np.unique(part["step"])
-    if len(steps) <= MOST_COLUMNS:
-        return part, len(steps)
-    kept = np.round(np.linspace(0, len(steps) - 1, MOST_COLUMNS)).astype(int)
-    return part[part["step"].isin(steps[kept])], len(steps)
-
-
-def _thinned_sentence(totals: list[int]) -> str:
-    most = max(totals)
-    if most <= MOST_COLUMNS:
-        return ""
-    return f"{MOST_COLUMNS} of {most} steps are drawn, the last among them."
+    total = part["step"].nunique()
+    if total <= MOST_COLUMNS:
+        return part, total
+    return part[part["step"].isin(thin_steps(part["step"], 1, MOST_COLUMNS))], total
 
 
 def _cells(
@@ -203,11 +198,11 @@ def _cells(
     values = np.full((len(y), len(steps)), np.nan)
     values[up, across] = part[column].to_numpy(dtype=float)
     floor = np.full(values.shape, np.nan)
-    source = _FLOORS.get(column, "")
+    source = floor_column(column)
     if source in part:
         floor[up, across] = part[source].to_numpy(dtype=float)
-    # An adapter's floor is 0: what it has not moved is known to be 0.
-    return steps.astype(float), values, (floor > 0) & (values <= floor)
+    # An adapter's floor is 0, and at step 0 nothing has moved: neither is lost in noise.
+    return steps.astype(float), values, (floor > 0) & (values <= floor) & (steps > 0)
 
 
 def _edges(x: Floats) -> Floats:
@@ -245,7 +240,7 @@ def _strikes(x: Floats, y: NDArray[np.int64], below: NDArray[np.bool_]) -> tuple
 
 
 def _floor_sentence(shown: pd.DataFrame, column: str, under: int, known: int) -> str:
-    source = _FLOORS.get(column, "")
+    source = floor_column(column)
     if source not in shown:
         return ""
     floors = shown[source].to_numpy(dtype=float)
@@ -280,9 +275,9 @@ def _scale(values: pd.Series, log: bool | None) -> _Scale:
         )
     if log is None:
         log = (
-            values.name in _RATIOS
-            and len(positive) > 0
-            and float(positive.max() / positive.min()) > _LOG_FROM_RATIO
+            len(positive) > 0
+            and finite.min() >= 0
+            and _spread(positive, values.name in _RATIOS) > _LOG_FROM_RATIO
         )
     map_: Map = "size"
     notes = []
@@ -314,6 +309,12 @@ def _scale(values: pd.Series, log: bool | None) -> _Scale:
         notes.append(f"{infinite} infinite, in the highest colour")
     beyond = f"Of {len(found)} cells: {'; '.join(notes)}." if notes else ""
     return _Scale((low, high), log, map_, beyond)
+
+
+def _spread(positive: Floats, whole: bool) -> float:
+    """Return the ratio of the largest to the smallest value, of all or of the middle 90%."""
+    low, high = (0.0, 1.0) if whole else (0.05, 0.95)
+    return float(np.quantile(positive, high) / np.quantile(positive, low))
 
 
 def _join(*sentences: str) -> str:

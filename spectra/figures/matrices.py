@@ -42,11 +42,15 @@ _MOST_POINTS = 1000
 # Overlaps are stored as float32: 1 minus one of them is known to this.
 _RESOLVED = 1e-7
 _MOST_NAMED = 6
+# A label's part of the panel's width: no other stands as near.
+_LABEL_WIDTH = 0.12
 # Up to here every index has a marker of its own.
 _MARKED = 48
 _TRAINED, _BASE, _LEFT, _RIGHT = "trained", "base", "left", "right"
 _INKS = {_TRAINED: Ink("text"), _BASE: GREY, _LEFT: Ink("run", 0), _RIGHT: Ink("run", 1)}
 _MARKERS = {_LEFT: "circle", _RIGHT: "square"}
+# Left and right turn alike where two values lie close: the wider line shows below the thin one.
+_PENS = {_LEFT: (1.9, 0.75), _RIGHT: (0.7, 1.0)}
 _SHADE = 0.3
 
 
@@ -180,7 +184,7 @@ def describe_matrix(
         entries.append(Entry(_BASE, "base, σ_0", GREY, width=2.6))
     if found.overlaps:
         names = {_LEFT: "left vectors, u", _RIGHT: "right vectors, v"}
-        entries += [Entry(side, names[side], _INKS[side]) for side in sides]
+        entries += [Entry(s, names[s], _INKS[s], width=_PENS[s][0]) for s in sides]
     size = ""
     if found.number("rows") > 0:
         size = f" ({found.number('rows'):.0f} × {found.number('cols'):.0f})"
@@ -197,7 +201,7 @@ def describe_matrix(
         ),
         caption=" ".join(
             [
-                f"{method if run.startswith(method) and run == method else f'{method} · {run}'}, "
+                f"{run if run == method or run.startswith(f'{method}-') else f'{method} · {run}'}, "
                 f"layer {layer} {clean(module)}{size} at step {step}.",
                 *_drift_sentences(found),
                 *_turn_sentences(found, shaded),
@@ -285,8 +289,8 @@ def _change_panel(found: _Matrix, change: Floats) -> Panel:
         low = -reach((-high, -low), [noise])[1]
         marks.append(Zone(y=(-noise, noise)))
     marks += [Rule(y=0.0, dash="solid"), _line(change, _TRAINED, "change", 0.9)]
-    axis = Axis("σ_t − σ_0 (unit of the weights)", "change", (low, high))
-    return Panel("change of the singular values", _index(found), axis, tuple(marks))
+    axis = Axis("σ_t − σ_0", "change", (low, high))
+    return Panel("change of singular values", _index(found), axis, tuple(marks))
 
 
 def _overlap_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
@@ -300,9 +304,9 @@ def _overlap_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
         for side, level in _unrelated(found)
         if level > limits[0]
     ]
-    marks += [_line(o, side, f"{side} vectors", 0.8, 0.85) for side, o in found.overlaps.items()]
-    axis = Axis("overlap with the base, 1 = unmoved", "overlap", limits)
-    return Panel("overlap |⟨u_t, u_0⟩|, |⟨v_t, v_0⟩|", _index(found), axis, tuple(marks))
+    marks += [_line(o, side, f"{side} vectors", *_PENS[side]) for side, o in found.overlaps.items()]
+    axis = Axis("overlap, 1 = unmoved", "overlap", limits)
+    return Panel("overlap with the base", _index(found), axis, tuple(marks))
 
 
 def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
@@ -314,17 +318,17 @@ def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
     marks = _shading(shaded, limits)
     if noise > limits[0]:
         marks.append(Zone(y=(None, noise), edge=True))
-    marks += [_line(t, side, f"{side} vectors", 0.8, 0.85) for side, t in turns.items()]
-    named = _named(found, shaded)
-    if len(named):
+    marks += [_line(t, side, f"{side} vectors", *_PENS[side]) for side, t in turns.items()]
+    names = _names(_named(found, shaded), found.k)
+    if names:
+        at = np.array([group[0] for group in names])
         marks.append(
             Numbers(
-                x=named + 1.0,
+                x=at + 1.0,
                 # Just above the point, which stays visible.
-                y=_largest(found)[named] * (limits[1] / limits[0]) ** 0.03,
-                texts=tuple(str(i + 1) for i in named),
-                places=np.zeros(len(named)),
-                lettering=2,
+                y=_largest(found)[at] * (limits[1] / limits[0]) ** 0.035,
+                texts=tuple("–".join(str(i + 1) for i in _ends(group)) for group in names),
+                places=np.zeros(len(at)),
                 size=6.0,
             )
         )
@@ -395,6 +399,25 @@ def _named(found: _Matrix, shaded: NDArray[np.bool_]) -> NDArray[np.int64]:
     turn = np.where(shaded, 0.0, _largest(found))
     first = np.argsort(-turn, kind="stable")[:_MOST_NAMED]
     return first[turn[first] >= _RESOLVED]
+
+
+def _names(named: NDArray[np.int64], k: int) -> list[list[int]]:
+    """Return the named indices, those that one label must stand for together, the first leading.
+
+    Vectors whose values lie close turn into each other, so that the farthest come in pairs.
+    """
+    groups: list[list[int]] = []
+    for i in named.tolist():
+        near = next((g for g in groups if abs(g[0] - i) < _LABEL_WIDTH * k), None)
+        if near is None:
+            groups.append([i])
+        elif abs(near[0] - i) < len(near) + 1:
+            near.append(i)
+    return groups
+
+
+def _ends(group: list[int]) -> list[int]:
+    return sorted({min(group), max(group)})
 
 
 def _unrelated(found: _Matrix) -> list[tuple[str, float]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from spectra.figures.arrays import Floats, Group
-from spectra.figures.noise import short
 from spectra.figures.selection import clean
+from spectra.figures.style import tick
 
 PARTS = (0.5, 0.9, 0.99)
 """Of the energy Σσ²: the directions that hold so much are counted."""
@@ -75,12 +75,11 @@ def directions_sentence(groups: Sequence[Group]) -> str:
     found = []
     for name, group in _by_module(groups):
         sigmas = [s.sigma for g in group for s in g.spectra]
-        counts = (f"{np.median([directions(s, p) for s in sigmas]):g}" for p in PARTS)
+        counts = (f"{np.median([directions(s, p) for s in sigmas]):.0f}" for p in PARTS)
         sizes = sorted({len(s) for s in sigmas})
-        found.append(
-            f"{'/'.join(counts)} of {'–'.join(map(str, sizes[:: len(sizes) - 1 or 1]))} in {name}"
-        )
-    return f"{parts}% of the energy take, in the median, {', '.join(found)} directions."
+        k = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}–{sizes[-1]}"
+        found.append(f"{'/'.join(counts)} of {k} directions in {name}")
+    return f"{parts}% of the energy take, in the median over matrices, {', '.join(found)}."
 
 
 def within_sentence(groups: Sequence[Group], within: tuple[float, float] | None) -> str:
@@ -91,7 +90,7 @@ def within_sentence(groups: Sequence[Group], within: tuple[float, float] | None)
     for name, group in _by_module(groups):
         sigma = np.concatenate([s.sigma for g in group for s in g.spectra])
         share = float(np.mean((sigma >= within[0]) & (sigma <= within[1])))
-        found.append(f"{_percent(share)} of {name}'s {sigma.size:,}".replace(",", "\u202f"))
+        found.append(f"{_percent(share)} of {name}'s {sigma.size:,}")
     return f"From {within[0]:g} to {within[1]:g} lie {', '.join(found)} singular values."
 
 
@@ -116,7 +115,10 @@ def _span(values: Sequence[float], percent: bool = False) -> str:
 
 
 def _number(value: float) -> str:
-    return "∞" if np.isinf(value) else short(value)
+    if np.isinf(value):
+        return "∞"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:.0f}" if 100 <= rounded < 1e5 else tick(rounded, powers=rounded >= 1e5)
 
 
 def _percent(share: float) -> str:

@@ -18,7 +18,6 @@ from spectra.figures.arrays import (
     few_indices,
     groups,
     joined,
-    without_tails,
 )
 from spectra.figures.chart import (
     GREY,
@@ -61,6 +60,8 @@ _MOST_SHADES = 16
 _BINS = 60
 # Singular values are stored as float32: below this share of the largest they are its rounding.
 _RESOLVED = 1e-7
+# The smallest values that the axis of a density leaves out.
+_TAIL = 0.005
 _DASHED = "reference"
 
 Stack: TypeAlias = tuple[Group, ...]
@@ -248,7 +249,7 @@ def _energy(
     )
     return replace(chart, reading=reading), (
         _dashed_sentence(stacks),
-        "Dotted: 50, 90 and 99% of it.",
+        "Dotted: 50, 90 and 99% of the energy.",
         directions_sentence([stack[-1] for stack in stacks]),
     )
 
@@ -258,7 +259,9 @@ def _density(
 ) -> tuple[Chart, tuple[str, ...]]:
     last = [stack[-1] for stack in stacks]
     logs = [[np.log10(s.sigma[s.sigma > 0]) for s in group.spectra] for group in last]
-    low, high = without_tails(np.concatenate([v for of_group in logs for v in of_group]))
+    # The last values of a nearly singular matrix reach down for decades.
+    everything = np.concatenate([v for of_group in logs for v in of_group])
+    low, high = float(np.quantile(everything, _TAIL, method="lower")), float(everything.max())
     if high - low < 0.02:
         low, high = low - 0.01, high + 0.01
     edges = np.linspace(low, high, _BINS + 1)
@@ -336,7 +339,7 @@ def _share(
                 Line(
                     x=np.array(layers, dtype=float),
                     y=np.array([_lying(s, within) for s in group.spectra]),
-                    ink=Ink("step", place),
+                    ink=Ink("step", place) if len(steps) > 1 else Ink("run", 0),
                     width=1.0,
                     marker="circle",
                     hover=Hover(f"{group.title}, step {group.step}"),

@@ -73,11 +73,6 @@ _VIRIDIS = (
 _PLASMA = (
     "#0d0887 #46039f #7201a8 #9c179e #bd3786 #d8576b #ed7953 #fb9f3a #fdca26 #f0f921"
 ).split()
-# Brewer's YlGnBu, light to dark, so that 0 is paler than all else also in grey.
-_SIZES = "#ffffd9 #edf8b1 #c7e9b4 #7fcdbb #41b6c4 #1d91c0 #225ea8 #253494 #081d58".split()
-# After Brewer's RdBu, towards orange, and darker below 0 than above, so that grey shows the sign.
-_TURNS = "#08306b #2166ac #4393c3 #92c5de #f7f7f7 #fdd0a2 #fdae6b #f16913 #d94801".split()
-_TURN_ON_DARK = "#303030"
 # The ends of a map that vanish on paper (yellow) or on a dark screen (deep blue) are left out.
 _ON_LIGHT = (0.0, 0.82)
 _ON_DARK = (0.3, 1.0)
