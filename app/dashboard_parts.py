@@ -63,7 +63,7 @@ class Shown(NamedTuple):
 
 def open_root(title: str, reading: str) -> Listing:
     """Write the page's head and return what lies in ROOT; stop if there is nothing."""
-    st.header(title, anchor=False)
+    st.subheader(title, anchor=False)
     st.caption(reading)
     root = root_folder()
     if root is None:

@@ -17,13 +17,16 @@ if str(_FOLDER) not in sys.path:
 
 from dashboard_pages import PAGES, view  # noqa: E402  (this folder has to be on the path)
 
-st.set_page_config(page_title="Spectra", layout="wide")
+# At a laptop's width the figures need the room: a narrow column of choices, the menu on top.
+st.set_page_config(page_title="Spectra", layout="wide", initial_sidebar_state=264)
+st.html("<style>.stMainBlockContainer {padding: 4.5rem 2.5rem 2rem}</style>")
 # No icons: Streamlit would fetch the browser tab's one from a server of its own choice.
 _page = st.navigation(
     [
         st.Page(view(name), title=title, default=i == 0)
         for i, (name, title) in enumerate(PAGES.items())
-    ]
+    ],
+    position="top",
 )
 try:
     _page.run()

@@ -30,6 +30,7 @@ for entry in entries:
             "run": one_line(entry.label),
             "method": one_line(entry.method),
             "state": "✕ unreadable" if found.problem else state,
+            "problem": one_line(found.problem),
             "drift_path": list(found.drift_path),
             "delta_d": found.delta_d,
             "delta_sigma": found.delta_sigma,
@@ -40,12 +41,11 @@ for entry in entries:
             "analysed": found.analysed,
             "recorded": found.recorded,
             "base": one_line(entry.base),
-            "problem": one_line(found.problem),
         }
     )
 table = pd.DataFrame(rows)
-if not table["problem"].any():
-    table = table.drop(columns="problem")
+nothing = [name for name in ("problem", "recorded", "base") if not table[name].any()]
+table = table.drop(columns=nothing)
 
 highest = max((max(row["drift_path"], default=0.0) for row in rows), default=0.0)
 number, line = st.column_config.NumberColumn, st.column_config.LineChartColumn
@@ -60,7 +60,8 @@ chosen = st.dataframe(
         "run": st.column_config.TextColumn("run", pinned=True),
         # One scale for all runs, so that the lines can be compared.
         "drift_path": line(
-            "ΔD over steps",
+            "ΔD curve",
+            width="small",
             y_min=0.0,
             y_max=highest or 1.0,
             help="Mean ΔD; every run has the same scale, from 0.",
@@ -75,11 +76,13 @@ chosen = st.dataframe(
             format="%.3f",
             help="Mean training loss of the last five recorded steps, nats per token.",
         ),
-        "loss_path": line("loss over steps", help="Training loss; every run has its own scale."),
+        "loss_path": line(
+            "loss curve", width="small", help="Training loss; every run has its own scale."
+        ),
         "last_step": number("last step", format="%d"),
         "analysed": number("analysed", format="%d", help="Steps with drift rows."),
         "recorded": number("recorded", format="%d", help="Steps with a snapshot of the run's own."),
-        "problem": "why unreadable",
+        "problem": st.column_config.TextColumn("why unreadable", width="large"),
     },
 )
 
