@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from spectra.figures.chart import Ink, Map
@@ -21,6 +22,49 @@ PAPER_COLUMNS, SCREEN_COLUMNS = 3, 2
 """Panels in a row where there are many: a page must not grow long, a screen scrolls."""
 FONT = "DejaVu Sans"
 """Comes with Matplotlib and has the Greek letters, so a figure looks the same everywhere."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a figure is set for one place in one venue's papers.
+
+    Attributes
+    ----------
+    width : float
+        Inches, exactly.
+    size : float
+        Font size of axis labels and titles, points.
+    small : float
+        Font size of tick labels and the legend, points.
+    fonts : tuple of str
+        Families; a letter that the first lacks is taken from the next.
+    """
+
+    width: float
+    size: float
+    small: float
+    # Times-like, as all four venues' papers are. It lacks most sub- and superscripts; DejaVu has
+    # them. Both come with Matplotlib.
+    fonts: tuple[str, ...] = ("STIXGeneral", "DejaVu Serif")
+
+
+# Captions are set in 9 or 10 points at all four; a figure's letters are a little smaller. A half
+# leaves a gap between two figures that stand side by side.
+PRESETS = {
+    # iclr2025_conference.sty: \textwidth 5.5in.
+    "iclr": Preset(5.5, 9, 8),
+    "iclr-half": Preset(2.7, 8, 7),
+    # neurips_2025.sty: \newgeometry{textheight=9in, textwidth=5.5in, …}.
+    "neurips": Preset(5.5, 9, 8),
+    "neurips-half": Preset(2.7, 8, 7),
+    # icml2025.sty: \setlength\textwidth{6.75in}, \setlength\columnsep{0.25in}; captions in 9 pt.
+    "icml-1": Preset(3.25, 8, 7),
+    "icml-2": Preset(6.75, 9, 8),
+    # acl.sty: a4paper, margin=2.5cm, \setlength\columnsep{0.6cm}: 16 cm and 7.7 cm.
+    "acl-1": Preset(7.7 / 2.54, 8, 7),
+    "acl-2": Preset(16 / 2.54, 9, 8),
+}
+"""Presets by the venue's name; ``-1`` is one column of two, ``-half`` half of one."""
 
 # Anchors of Matplotlib's viridis and plasma, evenly spaced from 0 to 1.
 _VIRIDIS = (

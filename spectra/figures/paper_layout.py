@@ -1,0 +1,271 @@
+"""Where the panels, the legend and the words of a paper figure go."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.font_manager import FontProperties
+
+from spectra.figures.chart import Chart, Heat, Numbers, Panel
+from spectra.figures.style import Preset
+
+PAGE_HEIGHT = 8.6
+"""No figure is higher, inches: a page's text is 9 inches high at all venues, less a caption."""
+_NARROW = 4.0
+"""Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
+_MOST_COLUMNS = 5
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The measures of one figure, inches.
+
+    Attributes
+    ----------
+    preset : Preset
+    columns, rows : int
+    width, height : float
+        Of the whole figure.
+    panel_width, panel_height : float
+        Of the axes of one panel, about.
+    below : float
+        Height of the caption at the foot.
+    caption : tuple of str
+        Its lines.
+    bar_below : bool
+        Whether the colour bar lies below the panels.
+    legend_columns : int
+    """
+
+    preset: Preset
+    columns: int
+    rows: int
+    width: float
+    height: float
+    panel_width: float
+    panel_height: float
+    below: float
+    caption: tuple[str, ...]
+    bar_below: bool
+    legend_columns: int
+
+    @property
+    def number_size(self) -> float:
+        """Font size for numbers where there are few of them, points."""
+        return self.preset.small
+
+
+def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
+    """Return the measures of `chart`, drawn with `preset`."""
+    count = len(chart.panels)
+    bar_below = preset.width < _NARROW
+    has_bar = shown_bar(chart)
+    at_left, at_bottom = named_outside(chart)
+    # Room for ticks and a name at the left, and for a bar with its own.
+    sides = 0.1 + (0.55 if at_left else 0.0) + (0.55 if has_bar and not bar_below else 0.0)
+    own_side = (0.0 if chart.link_y else 0.38) + (0.0 if at_left else 0.17)
+    room = preset.width - sides
+    columns = columns_for(count, chart.columns, int(room / (0.95 + own_side)))
+    rows = -(-count // columns)
+    panel_width = room / columns - own_side - 0.1
+    above_panel = 0.1 + max(_title_lines(p, panel_width, preset) for p in chart.panels) * (
+        preset.size * 1.2 / 72
+    )
+    line = preset.small * 1.25 / 72
+    tick_line, name_line = line + 0.06, preset.size * 1.25 / 72 + 0.03
+    own_foot = (0.0 if chart.link_x else tick_line) + (0.0 if at_bottom else name_line)
+    foot = (tick_line if chart.link_x else 0.0) + (name_line if at_bottom else 0.0)
+    if has_bar and bar_below:
+        foot += 0.5
+    legend_columns = legend_columns_for(chart, preset)
+    legend_rows = -(-len(chart.entries) // legend_columns) if chart.entries else 0
+    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.02)
+    lines = wrap(chart.caption, preset.width - 0.15, preset, preset.small) if captioned else []
+    below = len(lines) * line + (0.06 if lines else 0.0)
+    fixed = head + foot + below + rows * (above_panel + own_foot)
+    high = min(max(_height_of(p, panel_width) for p in chart.panels), (PAGE_HEIGHT - fixed) / rows)
+    panel_height = max(high, 0.6)
+    return Sheet(
+        preset=preset,
+        columns=columns,
+        rows=rows,
+        width=preset.width,
+        height=fixed + rows * panel_height,
+        panel_width=panel_width,
+        panel_height=panel_height,
+        below=below,
+        caption=tuple(lines),
+        bar_below=bar_below,
+        legend_columns=legend_columns,
+    )
+
+
+def columns_for(count: int, wanted: int | None, most: int) -> int:
+    """Return how many of `count` panels stand in a row, so that rows are even.
+
+    Parameters
+    ----------
+    count : int
+    wanted : int or None
+        What the chart asks for; less where `most` is less.
+    most : int
+        How many the width has room for.
+
+    Returns
+    -------
+    int
+        At least 1. Of numbers near the square root the one that leaves the fewest cells empty.
+    """
+    most = max(most, 1)
+    if wanted is not None:
+        return max(1, min(wanted, count, most))
+    if count <= 3:
+        return min(count, most)
+    if count == 4:
+        return min(2, most)
+    root = math.isqrt(count - 1) + 1
+    fits = range(min(3, most), min(root + 1, most, _MOST_COLUMNS) + 1)
+    return min(fits, key=lambda n: (-count % n, abs(n - root)))
+
+
+def shown_bar(chart: Chart) -> bool:
+    """Whether the chart's colour bar is drawn: one that says only one value is not."""
+    return chart.bar is not None and chart.bar.limits[0] < chart.bar.limits[1]
+
+
+def named_outside(chart: Chart) -> tuple[bool, bool]:
+    """Whether the names of the vertical and of the horizontal axes stand at the outer sides only.
+
+    So it is where all panels' axes have the same name, linked or not.
+    """
+    return (
+        len({panel.y.label for panel in chart.panels}) == 1,
+        len({panel.x.label for panel in chart.panels}) == 1,
+    )
+
+
+def fullest(chart: Chart) -> int:
+    """Return how many numbers without a size of their own the fullest panel holds."""
+    panels = [
+        p for panel in chart.panels for p in (panel, *([panel.inset.panel] if panel.inset else []))
+    ]
+    return max(
+        sum(len(m.texts) for m in p.marks if isinstance(m, Numbers) and m.size is None)
+        for p in panels
+    )
+
+
+def legend_columns_for(chart: Chart, preset: Preset) -> int:
+    """Return into how many columns the legend's entries go, all that fit beside one another."""
+    count = len(chart.entries)
+    widths = [
+        legend_handle(preset) + text_width(e.name, preset, preset.small) for e in chart.entries
+    ]
+    for columns in range(min(count, 8), 1, -1):
+        rows = -(-count // columns)
+        # Matplotlib fills column after column, each as wide as its widest entry.
+        parts = [widths[i : i + rows] for i in range(0, count, rows)]
+        if sum(max(part) for part in parts) + 0.2 <= preset.width:
+            return len(parts)
+    return 1
+
+
+def legend_handle(preset: Preset) -> float:
+    """Return what an entry of the legend takes beside its name, inches."""
+    return (2.6 + 0.6 + 1.2) * preset.small / 72
+
+
+def text_width(text: str, preset: Preset, size: float) -> float:
+    """Return how wide one line of `text` is, inches."""
+    return _width(text, preset.fonts, size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        font = FontProperties(family=list(fonts), size=size)
+        width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
+    return float(width) / _MEASURED_DPI
+
+
+_MEASURED_DPI = 720
+
+
+@functools.cache
+def _measurer() -> RendererAgg:
+    return RendererAgg(1, 1, _MEASURED_DPI)
+
+
+def wrap(text: str, room: float, preset: Preset, size: float, most: int | None = None) -> list[str]:
+    """Break `text` into lines of `room` inches; beyond `most` lines it ends in an ellipsis."""
+
+    def fits(line: str) -> bool:
+        return text_width(line, preset, size) <= room
+
+    lines: list[str] = []
+    for word in plain(text).split():
+        if lines and fits(f"{lines[-1]} {word}"):
+            lines[-1] += f" {word}"
+            continue
+        # A word longer than a line is broken where the line ends.
+        while not fits(word) and len(word) > 1:
+            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+            lines.append(word[:end])
+            word = word[end:]
+        lines.append(word)
+    if most is not None and len(lines) > most:
+        last = lines[most - 1]
+        while last and not fits(f"{last}…"):
+            last = last[:-1]
+        lines = [*lines[: most - 1], f"{last}…"]
+    return lines
+
+
+def plain(text: str) -> str:
+    """Return `text` without what is not a letter on paper: control characters and their like."""
+    return "".join(c if c.isprintable() or c == " " else _UNPRINTABLE for c in text)
+
+
+def _title_lines(panel: Panel, width: float, preset: Preset) -> int:
+    return len(wrap(panel.title, width + 0.1, preset, preset.size, most=2))
+
+
+def _height_of(panel: Panel, width: float) -> float:
+    if panel.square:
+        return min(width, 3.4)
+    high = min(0.92 * width, 0.95 + 0.4 * width)
+    layers = max((len(m.y) for m in panel.marks if isinstance(m, Heat)), default=0)
+    # A heat map of many layers is higher, so that a layer is still a strip and not a hair.
+    return max(high, min(layers * 0.035, 1.6 * width))
+
+
+def thinned(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
+    """Return which of the labels at `places` are drawn, so that no two touch.
+
+    Parameters
+    ----------
+    places : sequence of float, ascending
+        Middles, inches.
+    sizes : sequence of float
+        Lengths along the axis, inches.
+
+    Returns
+    -------
+    list of int
+        The first and every so many-th after it.
+    """
+    for every in range(1, len(places) + 1):
+        kept = range(0, len(places), every)
+        if all(
+            places[b] - places[a] >= (sizes[a] + sizes[b]) / 2
+            for a, b in zip(kept, kept[1:], strict=False)
+        ):
+            return list(kept)
+    return [0] if places else []
