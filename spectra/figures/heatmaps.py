@@ -138,10 +138,12 @@ def describe_heatmap(
     most = max(total for *_, total in thinned)
     first, last = int(rows["layer"].min()), int(rows["layer"].max())
     y = np.arange(first, last + 1)
-    reach = (int(shown["step"].min()), int(shown["step"].max()))
+    cells = [_cells(part, column, y) for *_, part, _ in thinned]
+    nothing = sum(values.size for _, values, _ in cells) - len(shown)
+    ends = [_edges(x) for x, *_ in cells]
+    across = (min(float(e[0]) for e in ends), max(float(e[-1]) for e in ends))
     panels, under, known = [], 0, 0
-    for run, title, module, part, _ in thinned:
-        x, values, below = _cells(part, column, y)
+    for (run, title, module, *_), (x, values, below) in zip(thinned, cells, strict=True):
         under += int(below.sum())
         known += int(np.isfinite(values).sum())
         name = f"{title} · {clean(module)}"
@@ -157,7 +159,7 @@ def describe_heatmap(
         panels.append(
             Panel(
                 title=name,
-                x=Axis("step", "step", _padded(reach, x), integer=True),
+                x=Axis("step", "step", across, integer=True),
                 y=Axis("layer", "layer", (first - 0.5, last + 0.5), integer=True),
                 marks=marks,
             )
@@ -173,6 +175,7 @@ def describe_heatmap(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
+            f"{nothing} cells have no value." if nothing else "",
             thinning_sentence("Cells", min(most, MOST_COLUMNS), most),
         ),
         link_x=True,
@@ -211,11 +214,6 @@ def _edges(x: Floats) -> Floats:
         return np.array([x[0] - 0.5, x[0] + 0.5])
     half = np.diff(x) / 2
     return np.concatenate([[x[0] - half[0]], x[:-1] + half, [x[-1] + half[-1]]])
-
-
-def _padded(reach: tuple[int, int], x: Floats) -> tuple[float, float]:
-    edges = _edges(x)
-    return min(reach[0] - 0.5, float(edges[0])), max(reach[1] + 0.5, float(edges[-1]))
 
 
 def _strikes(x: Floats, y: NDArray[np.int64], below: NDArray[np.bool_]) -> tuple[Line, ...]:
