@@ -25,9 +25,9 @@ from spectra.figures.paper_layout import (
     fullest,
     legend_handle,
     named_outside,
-    plain,
     plan,
     shown_bar,
+    symbols,
     wrap,
 )
 from spectra.figures.paper_marks import DASHES, MARKERS, NOTE_COLOUR, Look, colour_scale, draw_marks
@@ -160,7 +160,7 @@ def _colour_bar(figure: Figure, grid: list[Axes], bar: ColourBar, sheet: Sheet) 
         else {"location": "right", "aspect": 40, "fraction": 0.03}
     )
     drawn = figure.colorbar(ScalarMappable(norm, colours), ax=grid, pad=0.015, **place)
-    drawn.set_label(plain(bar.label), fontsize=sheet.preset.size)
+    drawn.set_label(symbols(bar.label), fontsize=sheet.preset.size)
     drawn.outline.set_visible(False)
     paper_axes.dress_bar(drawn, bar, sheet)
 

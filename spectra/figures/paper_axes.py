@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, ColourBar, Heat, Panel
-from spectra.figures.paper_layout import Sheet, plain, text_width, thinned, wrap
+from spectra.figures.paper_layout import Sheet, plain, symbols, text_width, thinned, wrap
 from spectra.figures.style import Preset
 
 _GAP = 0.05
@@ -136,7 +136,7 @@ def _powers(limits: tuple[float, float]) -> bool:
 
 
 def _broken(label: str, room: float, preset: Preset) -> str:
-    label = plain(label)
+    label = symbols(label)
     if text_width(label, preset, preset.size) <= room:
         return label
     symbol, bracket, unit = label.rpartition(" (")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+# σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.
+_GREEK_INDEX = re.compile(r"(?<!\w)([σκγηλ])_(max|min|[0-9ijkmnprstuv])(?![A-Za-z0-9_])")
+_LATIN_INDEX = re.compile(r"(?<![A-Za-z0-9_])([A-Zuv])_([0-9ijkmnprstuv])(?![A-Za-z0-9_])")
+_INDICES = str.maketrans("0123456789ijkmnprstuvaxe", "₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₘₙₚᵣₛₜᵤᵥₐₓₑ")
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -165,7 +170,8 @@ def legend_columns_for(chart: Chart, preset: Preset) -> int:
     """Return into how many columns the legend's entries go, all that fit beside one another."""
     count = len(chart.entries)
     widths = [
-        legend_handle(preset) + text_width(e.name, preset, preset.small) for e in chart.entries
+        legend_handle(preset) + text_width(plain(e.name), preset, preset.small)
+        for e in chart.entries
     ]
     for columns in range(min(count, 8), 1, -1):
         rows = -(-count // columns)
@@ -189,7 +195,7 @@ def text_width(text: str, preset: Preset, size: float) -> float:
 @functools.lru_cache(maxsize=4096)
 def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
         font = FontProperties(family=list(fonts), size=size)
         width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
     return float(width) / _MEASURED_DPI
@@ -229,8 +235,18 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
 
 
 def plain(text: str) -> str:
-    """Return `text` without what is not a letter on paper: control characters and their like."""
-    return "".join(c if c.isprintable() or c == " " else _UNPRINTABLE for c in text)
+    """Return `text` as it stands on paper: σₘₐₓ for σ_max, and no control characters."""
+    text = "".join(c if c.isprintable() else " " if c.isspace() else _UNPRINTABLE for c in text)
+    return _GREEK_INDEX.sub(_with_index, text)
+
+
+def symbols(label: str) -> str:
+    """Return the name of an axis as it stands on paper: W₀ for W_0, which may be a run's name."""
+    return _LATIN_INDEX.sub(_with_index, plain(label))
+
+
+def _with_index(found: re.Match[str]) -> str:
+    return found[1] + found[2].translate(_INDICES)
 
 
 def _title_lines(panel: Panel, width: float, preset: Preset) -> int:
