@@ -8,9 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
+from spectra.figures.chart import Note, Zone
 from spectra.figures.labels import label_of
+from spectra.figures.selection import codes
 from spectra.figures.style import tick
+
+Lines = Iterable[tuple[ArrayLike, ArrayLike]]
+"""Curves as (x, y), each ascending in x; NaN breaks one, so that several may stand in one pair."""
 
 _FLOORS = {
     "delta_sigma": ("sigma_noise", "", ""),
@@ -78,12 +84,14 @@ def noise_floor(rows: pd.DataFrame, column: str) -> Floor:
     source, *_ = _FLOORS.get(column, ("",))
     if source not in rows:
         return Floor(math.nan)
-    values = pd.to_numeric(rows[source]).astype(float)
+    values = rows[source].to_numpy(dtype=float, na_value=math.nan)
+    modules, names = codes(rows["module"])
     known = np.isfinite(values)
-    medians = values[known].groupby(rows.loc[known, "module"]).median()
-    if medians.empty:
+    levels = [values[known & (modules == i)] for i in range(len(names))]
+    medians = [float(np.median(of_module)) for of_module in levels if len(of_module)]
+    if not medians:
         return Floor(math.nan)
-    return Floor(float(medians.max()), mixed=len({short(m) for m in medians}) > 1)
+    return Floor(max(medians), mixed=len({short(m) for m in medians}) > 1)
 
 
 def reach(
@@ -103,7 +111,7 @@ def noise_band(
     floors: Sequence[Floor],
     limits: tuple[float, float],
     log: bool,
-    lines: Iterable[tuple[Sequence[int], Sequence[float]]],
+    lines: Lines,
 ) -> NoiseBand | None:
     """Describe the band of a panel, or return None where there is nothing to draw.
 
@@ -116,8 +124,8 @@ def noise_band(
         Of the vertical axis.
     log : bool
         Whether that axis is logarithmic.
-    lines : iterable of (steps, values)
-        The panel's curves, which the label keeps away from.
+    lines : iterable of (array, array)
+        The panel's curves, which the label keeps away from; see `Lines`.
     """
     level = max((f.level for f in floors if f.level > 0), default=0.0)
     top = _place(level, limits, log) if level > 0 else 0.0
@@ -140,6 +148,33 @@ def noise_band(
         place=place,
         side=side,
         reading=f"Noise floor{own}, {short(level)}: {_MEANING}{relation}{whose}.",
+    )
+
+
+def floor_marks(
+    column: str,
+    floors: Sequence[Floor],
+    limits: tuple[float, float],
+    log: bool,
+    lines: Lines,
+) -> tuple[Zone | Note, ...]:
+    """Return the marks of `noise_band`, which see: the grey band and its words, or nothing."""
+    band = noise_band(column, floors, limits, log, lines)
+    return () if band is None else band_marks(band)
+
+
+def band_marks(band: NoiseBand) -> tuple[Zone, Note]:
+    """Return what draws a band: it reaches down however far the panel is zoomed."""
+    inside = band.place != "top"
+    return (
+        Zone(y=(None, band.level), edge=inside),
+        Note(
+            band.label,
+            y=band.level if inside else None,
+            side="left" if band.side == "left" else "right",
+            over=band.place == "over",
+            reading=band.reading,
+        ),
     )
 
 
@@ -250,9 +285,19 @@ def _place(value: float, limits: tuple[float, float], log: bool) -> float:
     return (value - low) / (high - low)
 
 
+def _places(
+    values: NDArray[np.float64], limits: tuple[float, float], log: bool
+) -> NDArray[np.float64]:
+    low, high = limits
+    if log:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.log(values / low) / math.log(high / low)
+    return (values - low) / (high - low)
+
+
 def _emptiest(
     centres: dict[str, float],
-    lines: Iterable[tuple[Sequence[int], Sequence[float]]],
+    lines: Lines,
     limits: tuple[float, float],
     log: bool,
 ) -> tuple[str, str]:
@@ -260,18 +305,47 @@ def _emptiest(
 
     `centres` holds the height of the label's middle by place, the preferred place first.
     """
-    curves = [(s, [_place(v, limits, log) for v in values]) for s, values in lines if len(s)]
-    first = min((s[0] for s, _ in curves), default=0)
-    last = max((s[-1] for s, _ in curves), default=0)
+    x, y = _joined(lines)
+    known = x[np.isfinite(y)]
+    first, last = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    y = _places(y, limits, log)
     width = (last - first) * _LABEL_WIDTH
     best, most = ("", ""), -1.0
+    under = {"right": last - width, "left": first}
+    heights = {side: _heights(x, y, np.linspace(s, s + width, 9)) for side, s in under.items()}
     for place, centre in centres.items():
-        for side, start in (("right", last - width), ("left", first)):
-            under = np.linspace(start, start + width, 9)
-            heights = [np.interp(under, s, p, left=np.nan, right=np.nan) for s, p in curves]
-            gap = float(np.nanmin(np.abs(np.concatenate([*heights, [np.inf]]) - centre)))
+        for side, crossed in heights.items():
+            gap = float(np.abs(crossed - centre).min(initial=math.inf))
             # Once it is clear of every curve, more room makes it no easier to read.
             gap = min(gap, 0.75 * _LABEL_HEIGHT)
             if gap > most:
                 best, most = (place, side), gap
     return best
+
+
+def _joined(lines: Lines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return all lines as one, with a gap after each."""
+    xs, ys = [], []
+    for x, y in lines:
+        xs += [np.asarray(x, dtype=float), [math.nan]]
+        ys += [np.asarray(y, dtype=float), [math.nan]]
+    return (np.concatenate(xs), np.concatenate(ys)) if xs else (np.empty(0), np.empty(0))
+
+
+def _heights(
+    x: NDArray[np.float64], y: NDArray[np.float64], under: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the heights at which lines pass over the places `under` of the horizontal axis."""
+    if not len(x):
+        return x
+    # A lone point, or one that ends its line, is a segment of no length.
+    x = np.stack([x, np.append(np.where(np.isfinite(y[1:]), x[1:], x[:-1]), x[-1])])
+    y = np.stack([y, np.append(np.where(np.isfinite(y[1:]), y[1:], y[:-1]), y[-1])])
+    found = []
+    for place in under:
+        here = (x.min(axis=0) <= place) & (place <= x.max(axis=0))
+        run, rise = x[1, here] - x[0, here], y[1, here] - y[0, here]
+        share = np.divide(place - x[0, here], run, out=np.zeros_like(run), where=run != 0)
+        found.append(y[0, here] + share * rise)
+    heights = np.concatenate(found)
+    return heights[np.isfinite(heights)]

@@ -36,6 +36,7 @@ DASHES: dict[str, Any] = {
     "dot": (0, (1, 1.4)),
     "dashdot": (0, (5, 1.6, 1, 1.6)),
     "longdash": (0, (8, 2)),
+    "longdashdot": (0, (8, 1.6, 1, 1.6)),
 }
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "x": "X", "": None}
 _RIM = 1.1

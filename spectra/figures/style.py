@@ -73,21 +73,35 @@ _VIRIDIS = (
 _PLASMA = (
     "#0d0887 #46039f #7201a8 #9c179e #bd3786 #d8576b #ed7953 #fb9f3a #fdca26 #f0f921"
 ).split()
-# Brewer's YlGnBu, light to dark, so that 0 is paler than all else also in grey.
-_SIZES = "#ffffd9 #edf8b1 #c7e9b4 #7fcdbb #41b6c4 #1d91c0 #225ea8 #253494 #081d58".split()
-# After Brewer's RdBu, towards orange, and darker below 0 than above, so that grey shows the sign.
-_TURNS = "#08306b #2166ac #4393c3 #92c5de #f7f7f7 #fdd0a2 #fdae6b #f16913 #d94801".split()
-_TURN_ON_DARK = "#303030"
 # The ends of a map that vanish on paper (yellow) or on a dark screen (deep blue) are left out.
 _ON_LIGHT = (0.0, 0.82)
 _ON_DARK = (0.3, 1.0)
 
-# Okabe and Ito's colour-blind-safe palette, without its yellow (too faint as a line).
-_RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MODULES_ON_LIGHT = ("#111111 #D55E00 #CC3399 #8A5A2B #777777 #B00020 #E69F00 #6A3D9A").split()
-_MODULES_ON_DARK = ("#F5F5F5 #FF9E64 #FF7AC6 #D9B38C #AAAAAA #FF6B6B #FFD166 #B9A0FF").split()
+# Paths through OKLab (Ottosson 2020) in equal steps. Nothing, or no change, is near the ground's
+# own lightness, and yet no part of it: an empty cell looks otherwise.
+_SIZES_ON_LIGHT = (
+    "#cff0ed #a3ddde #74c9d2 #51b1cd #3c97c7 #377cbd #3961aa #3b4695 #3b3074 #331e51"
+).split()
+_SIZES_ON_DARK = (
+    "#413267 #464587 #445ba4 #4174b9 #3e8eca #3fa8d1 #52c0d5 #78d5d7 #a4e8dd #cefae9"
+).split()
+_TURNS_ON_LIGHT = (
+    "#0e4786 #2b72b0 #5c9ccf #a1c3dd #e0e4e6 #e3b69b #d88350 #b35727 #86310d"
+).split()
+_TURNS_ON_DARK = ("#97ddf9 #5db2e6 #4688bf #45627d #3b3d40 #7e5541 #bf6d3d #ea9753 #fbd094").split()
 
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+# Found by a search over hue and chroma at six lightnesses that greys tell apart: the two most
+# alike differ by 8 or more (CIEDE2000) for colour-blind eyes too. Of Okabe and Ito's palette
+# three colours are too faint on white for a line. Lightness alternates so that the three runs of
+# one dash are far apart in grey; see `dash`.
+_RUNS_ON_LIGHT = ("#003B8E", "#AE544A", "#0C916B", "#9D0051", "#7F5700", "#009AD9")
+_RUNS_ON_DARK = ("#4477DD", "#FF9266", "#8FD694", "#CC5C9C", "#B8991A", "#A6EEFF")
+# The same search away from the hues of viridis, over whose numbers these lines run; black or
+# white first. The two most alike of the eight differ by 17 or more (CIE 1976).
+_MODULES_ON_LIGHT = ("#111111 #C9764F #D920B3 #553100 #918A85 #860054 #8D5A00 #0233BB").split()
+_MODULES_ON_DARK = ("#F5F5F5 #FFB066 #F83CC1 #A9BF00 #8A8A8A #CA6D47 #DA3E00 #FB8BFF").split()
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Plotly's names; `matplotlib_renderer` translates them."""
 MARKERS = ("circle", "square", "triangle-up", "diamond", "x")
 LETTERINGS = (
@@ -123,15 +137,14 @@ def layer_colours(dark: bool = False) -> list[str]:
 
 
 def map_colours(name: Map, dark: bool = False) -> list[str]:
-    """Return evenly spaced anchors of a colour map, lowest value to highest."""
+    """Return evenly spaced anchors of a colour map, lowest value first, as ``#rrggbb``."""
     if name == "step":
         return step_colours(dark)
     if name == "layer":
         return layer_colours(dark)
     if name == "size":
-        return _SIZES[::-1] if dark else list(_SIZES)
-    middle = _TURN_ON_DARK if dark else _TURNS[4]
-    return [*_TURNS[:4], middle, *_TURNS[5:]]
+        return _SIZES_ON_DARK if dark else _SIZES_ON_LIGHT
+    return _TURNS_ON_DARK if dark else _TURNS_ON_LIGHT
 
 
 def module_colour(index: int, dark: bool = False) -> str:
@@ -140,14 +153,20 @@ def module_colour(index: int, dark: bool = False) -> str:
     return colours[index % len(colours)]
 
 
-def run_colour(index: int) -> str:
-    """Return the colour of the `index`-th run; with `dash` it differs for the first 30 runs."""
-    return _RUNS[index % len(_RUNS)]
+def run_colour(index: int, dark: bool = False) -> str:
+    """Return the colour of the `index`-th run; with `dash` it differs for the first 36 runs."""
+    colours = _RUNS_ON_DARK if dark else _RUNS_ON_LIGHT
+    return colours[index % len(colours)]
 
 
 def dash(index: int) -> str:
-    """Return the line style of the `index`-th run or module."""
-    return DASHES[index % len(DASHES)]
+    """Return the line style of the `index`-th run or module.
+
+    Every further round of the colours is moved against the dashes by two, so that runs of one
+    dash differ in lightness also in grey.
+    """
+    rounds = index // len(_RUNS_ON_LIGHT)
+    return DASHES[(index + 2 * rounds + rounds // 3) % len(DASHES)]
 
 
 def marker(index: int) -> str:
@@ -163,7 +182,7 @@ def lettering(index: int) -> tuple[str, str, str]:
 def colour(ink: Ink, dark: bool = False) -> str:
     """Return the shade of an ink, as ``#rrggbb``."""
     if ink.kind == "run":
-        return run_colour(int(ink.place))
+        return run_colour(int(ink.place), dark)
     if ink.kind == "module":
         return module_colour(int(ink.place), dark)
     if ink.kind == "step":
