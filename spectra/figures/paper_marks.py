@@ -164,7 +164,11 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
                 zorder=order,
             )  # fmt: skip
         )
-    axes.pcolormesh(x, y, values, norm=norm, cmap=colours, shading="flat", zorder=order)
+    # As an image within the file: smaller from a hundred cells on (80 layers × 40 steps × 4 panels:
+    # 76 KB instead of 328 KB), and without the hairlines that viewers leave between shapes.
+    axes.pcolormesh(
+        x, y, values, norm=norm, cmap=colours, shading="flat", zorder=order, rasterized=True
+    )
 
 
 @_draw.register
