@@ -188,7 +188,7 @@ class Heat:
     x, y : array of float, ascending
         The cells' middles; cells meet half-way.
     values : array of shape (len(y), len(x))
-        NaN where there is nothing.
+        NaN where there is nothing; what lies beyond the colour bar has the colour of that end.
     symbol : str
         What the values are, for a pointer.
     head : str

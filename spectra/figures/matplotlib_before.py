@@ -33,6 +33,7 @@ _DASHES: dict[str, Any] = {
     "dot": (0, (1, 1.4)),
     "dashdot": (0, (5, 1.6, 1, 1.6)),
     "longdash": (0, (8, 2)),
+    "longdashdot": (0, (8, 1.6, 1, 1.6)),
 }
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "x": "X"}
 _GREY = "#888888"

@@ -95,6 +95,11 @@ def noise_floor(rows: pd.DataFrame, column: str, module: str | None = None) -> F
     return Floor(max(medians), mixed=len({short(m) for m in medians}) > 1)
 
 
+def floor_column(column: str) -> str:
+    """Return the name of the column that holds the floor of `column`; empty where it has none."""
+    return _FLOORS.get(column, ("",))[0]
+
+
 def reach(
     limits: tuple[float, float], floors: Iterable[float], log: bool = False
 ) -> tuple[float, float]:

@@ -149,7 +149,9 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
         cell_edges(np.asarray(a, float), a_log)
         for a, a_log in ((mark.x, look.panel.x.log), (mark.y, look.panel.y.log))
     )
-    values = np.ma.masked_invalid(np.asarray(mark.values, float))
+    values = np.asarray(mark.values, float)
+    # What is infinite, or has no logarithm, has the colour of that end.
+    values = np.ma.masked_invalid(np.clip(values, *look.bar.limits))
     if np.ma.getmaskarray(values).any():
         axes.add_patch(
             Rectangle(
