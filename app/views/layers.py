@@ -61,8 +61,10 @@ options = {"column": column, "modules": modules, "log": log}
 if as_map:
     describe = partial(describe_heatmap, rows, **options)
 else:
+    describe = partial(
+        figures.describe_run_curves if overlay else figures.describe_layer_curves, rows, **options
+    )
     options["overlay"] = overlay
-    describe = partial(figures.describe_curves, rows, **options)
 
 
 def open_matrix(picked: Picked) -> None:
