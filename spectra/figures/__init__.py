@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from spectra.figures.chart import Chart
 from spectra.figures.comparison import compare
-from spectra.figures.conditioning import conditioning, kappa_ratio
+from spectra.figures.conditioning import conditioning
 from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
 from spectra.figures.heatmaps import heatmap
+from spectra.figures.kappa_ratios import kappa_ratio
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.matrices import matrix
 from spectra.figures.options import (
