@@ -57,19 +57,21 @@ with st.sidebar:
     )
 wanted = set(figures.needed_columns("compare", "drift", {"column": column}) or ())
 drift = read_drift(entries, tuple(sorted(wanted | set(_OF_THE_TABLE) | {"sigma_noise", "d_noise"})))
-all_steps, all_layers = sorted(drift["step"].unique()), sorted(drift["layer"].unique())
+all_modules = sorted(map(str, drift["module"].unique()))
+all_layers = [int(layer) for layer in sorted(drift["layer"].unique())]
+all_steps = [int(step) for step in sorted(drift["step"].unique())]
 with st.sidebar:
     known = [by for by in _BY if by == "step" or by in of_training]
     by = choose_one("by", "Aligned by", known, show=_BY.__getitem__)
-    modules = choose_modules(sorted(drift["module"].unique()))
+    modules = choose_modules(all_modules)
     layers = choose_layers(all_layers)
     steps = choose_range("steps", "Steps", all_steps)
     log = choose_scale()
-if not modules:
-    st.info("Choose at least one module in the sidebar.")
-    st.stop()
 
-chosen = {"modules": modules, "layers": None if layers == all_layers else layers}
+chosen = {
+    "modules": None if modules == all_modules else modules,
+    "layers": None if layers == all_layers else layers,
+}
 options = {"by": by, "steps": narrowed(steps, all_steps), "log": log} | chosen
 among = {"layers": all_layers, "steps": all_steps}
 shown = show(

@@ -30,7 +30,9 @@ entries = open_page(
     "and how far U_p and V_p are from orthonormal, 0 at best.",
 )
 with st.sidebar:
-    view = choose_one("view-of-kappa", "View", list(_VIEWS), show=_VIEWS.__getitem__)
+    view = choose_one(
+        "view", "View", list(_VIEWS), show=_VIEWS.__getitem__, memory="view of conditioning"
+    )
 
 
 def label_of(column: str) -> str:
@@ -72,21 +74,23 @@ if view == "ratio" and not pairs:
     st.stop()
 
 drift = read_drift(entries, columns)
-all_steps, all_layers = sorted(drift["step"].unique()), sorted(drift["layer"].unique())
+all_modules = sorted(map(str, drift["module"].unique()))
+all_layers = [int(layer) for layer in sorted(drift["layer"].unique())]
+all_steps = [int(step) for step in sorted(drift["step"].unique())]
 with st.sidebar:
     if view == "steps":
         filled = [c for c in columns if c in drift and drift[c].notna().any()]
         columns = choose_many("condition", "Quantities", filled, show=label_of)
-    modules = choose_modules(sorted(drift["module"].unique()))
+    modules = choose_modules(all_modules)
     layers = choose_layers(all_layers)
     steps = choose_range("steps", "Steps", all_steps)
     log = choose_scale() if view == "steps" else None
-if not modules or not columns:
-    st.info("Choose at least one module and one quantity in the sidebar.")
+if not columns:
+    st.info("Choose at least one quantity.")
     st.stop()
 
 options = {
-    "modules": modules,
+    "modules": None if modules == all_modules else modules,
     "layers": None if layers == all_layers else layers,
     "steps": narrowed(steps, all_steps),
 }

@@ -33,14 +33,18 @@ _ARRAYS = ("sigma", "sigma_change")
     single=True,
 )
 keys = read_drift([entry], [])
-all_steps, all_layers = sorted(keys["step"].unique()), sorted(keys["layer"].unique())
+all_modules = sorted(map(str, keys["module"].unique()))
+all_layers = [int(layer) for layer in sorted(keys["layer"].unique())]
+all_steps = [int(step) for step in sorted(keys["step"].unique())]
 with st.sidebar:
-    view = choose_one("view", "View", list(_VIEWS), show=_VIEWS.__getitem__)
-    modules = choose_modules(sorted(keys["module"].unique()))
+    view = choose_one(
+        "view", "View", list(_VIEWS), show=_VIEWS.__getitem__, memory="view of the spectrum"
+    )
+    modules = choose_modules(all_modules)
     layers = choose_layers(all_layers)
     if view == "share":
         between = choose_range("steps", "Steps", all_steps)
-        inside = [int(step) for step in all_steps if step in between]
+        inside = [step for step in all_steps if step in between]
         # Evenly thinned, the last one kept.
         steps = inside[::-1][:: max(1, -(-len(inside) // _MOST_STEPS))][::-1]
         if len(steps) < len(inside):
@@ -50,14 +54,10 @@ with st.sidebar:
     low, high = choose_number_range(
         "within", "σ from", "to", "A range of σ; how many singular values lie in it is counted."
     )
-if not modules:
-    st.info("Choose at least one module in the sidebar.")
-    st.stop()
-
 options = {
     "view": view,
     "within": None if low is None and high is None else (low or 0.0, high or float("inf")),
-    "modules": modules,
+    "modules": None if modules == all_modules else modules,
     "layers": None if layers == all_layers else layers,
     "steps": steps,
 }

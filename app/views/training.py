@@ -33,7 +33,7 @@ def axis_of(column: str) -> str:
     return "step" if column == "step" else figures.label_of(column).axis
 
 
-all_steps = sorted(training["step"].unique())
+all_steps = [int(step) for step in sorted(training["step"].unique())]
 with st.sidebar:
     columns = choose_many(
         "quantity",
@@ -43,12 +43,12 @@ with st.sidebar:
         default=[c for c in _USUAL if c in filled] or filled[:1],
     )
     against = choose_one("against", "Against", ["step", *filled], show=axis_of)
-    steps = choose_range("training-steps", "Steps", all_steps)
+    steps = choose_range("steps", "Steps", all_steps)
     smooth = choose_one("smooth", "Running mean", list(_SMOOTHING), show=_SMOOTHING.__getitem__)
     log = choose_scale()
 columns = [c for c in columns if c != against] or columns
 if not columns:
-    st.info("Choose at least one quantity in the sidebar.")
+    st.info("Choose at least one quantity.")
     st.stop()
 
 chosen = narrowed(steps, all_steps)

@@ -107,6 +107,7 @@ def _unknown(name: str, rest: Sequence[str]) -> str:
 
 def _plot(options: argparse.Namespace) -> None:
     from spectra import figures
+    from spectra.figures.drawing import draw
     from spectra.figures.options import TABLE, figure_called
 
     figure = figure_called(options.figure)
@@ -125,9 +126,13 @@ def _plot(options: argparse.Namespace) -> None:
     for option in figure.options:
         if option.name == "column":
             chosen.setdefault("column", option.default)
-    backend = figures.backend_for(options.out)
-    picture = _function(figure)(*rows, backend=backend, **belonging, **chosen)
+    preset = chosen.pop("preset", None)
+    chart = _function(figure, "describe_")(*rows, **belonging, **chosen)
+    picture = draw(chart, figures.backend_for(options.out), preset=preset)
     print(f"Wrote {figures.save(picture, options.out)}")
+    if preset and chart.caption:
+        # A paper sets it itself, so the preset's figure is without it.
+        print(f"Caption: {chart.caption}")
 
 
 def _check_ending(figure: Figure, out: str, chosen: Mapping[str, Any]) -> None:
@@ -190,10 +195,10 @@ def _find(figure: Figure, paths: Sequence[str]) -> tuple[dict[str, Run], dict[st
     return found, {"pairs": pairs}
 
 
-def _function(figure: Figure) -> Callable[..., Any]:
+def _function(figure: Figure, what: str = "") -> Callable[..., Any]:
     from spectra import figures
 
-    found: Callable[..., Any] = getattr(figures, figure.called)
+    found: Callable[..., Any] = getattr(figures, what + figure.called)
     return found
 
 
