@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ _FOOTER = r"""\end{pgfpicture}%
 """
 # Computer Modern has no letters smaller than 5 points: below, larger ones are scaled.
 _SMALLEST_FONT = 5.0
+# Fine enough that letters fitted to pixels are as wide as on paper.
+_MEASURED_DPI = 720
 # Cells reach under their right and upper neighbours, inches: no hairlines of white between them.
 _UNDERLAP = 0.004
 
@@ -76,12 +79,21 @@ def picture(figure: Figure) -> str:
 class _Renderer(RendererPgf):
     def __init__(self, figure: Figure, page: io.StringIO) -> None:
         super().__init__(figure, page)
-        self._measurer = RendererAgg(1, 1, figure.dpi)
+        self._measurer = RendererAgg(1, 1, _MEASURED_DPI)
+        # Lines of a broken text come one by one and do not tell to which side they are aligned.
+        self._centred = {
+            line
+            for text in figure.findobj(Text)
+            if text.get_horizontalalignment() == "center"
+            for line in text.get_text().split("\n")
+        }
 
     def get_text_width_height_descent(
         self, s: str, prop: FontProperties, ismath: Any
     ) -> tuple[float, float, float]:
-        return self._measurer.get_text_width_height_descent(s, prop, False)
+        measures = self._measurer.get_text_width_height_descent(s, prop, False)
+        width, height, descent = (m * self.dpi / _MEASURED_DPI for m in measures)
+        return width, height, descent
 
     def draw_text(
         self, gc: Any, x: float, y: float, s: str, prop: FontProperties, angle: float,
@@ -90,7 +102,7 @@ class _Renderer(RendererPgf):
         clip = gc.get_clip_rectangle()
         if clip is not None and not clip.contains(x, y):
             return
-        left, bottom, sides = self._place(x, y, angle, mtext)
+        left, bottom, sides = self._place(x, y, s, prop, angle, mtext)
         size = float(prop.get_size_in_points())
         scale = min(1.0, size / _SMALLEST_FONT)
         turn = f"\\pgftransformscale{{{scale:.4f}}}" if scale < 1 else ""
@@ -106,7 +118,7 @@ class _Renderer(RendererPgf):
         )
 
     def _place(
-        self, x: float, y: float, angle: float, mtext: Text | None
+        self, x: float, y: float, s: str, prop: FontProperties, angle: float, mtext: Text | None
     ) -> tuple[float, float, str]:
         """Return where a text stands, inches, and which of its sides stand there."""
         sides = ["left", "base"]
@@ -117,6 +129,13 @@ class _Renderer(RendererPgf):
             across = {"left": "left", "right": "right", "center": ""}
             up = {"top": "top", "bottom": "bottom", "baseline": "base", "center": ""}
             sides = [across[mtext.get_horizontalalignment()], up[mtext.get_verticalalignment()]]
+        elif s in self._centred:
+            along = self.get_text_width_height_descent(s, prop, False)[0] / 2
+            x, y = (
+                x + along * math.cos(math.radians(angle)),
+                y + along * math.sin(math.radians(angle)),
+            )
+            sides = ["base"]
         return x / self.dpi, y / self.dpi, ",".join(filter(None, sides))
 
     def draw_quad_mesh(
@@ -129,9 +148,13 @@ class _Renderer(RendererPgf):
         across, up = corners[0, :, 0], corners[:, 0, 1]
         shades = np.broadcast_to(facecolors, (meshHeight * meshWidth, 4))
         shades = shades.reshape(meshHeight, meshWidth, 4)
+        if np.ptp(across) == 0:
+            # A colour bar that lies on its side runs down its columns.
+            across, up = corners[:, 0, 0], corners[0, :, 1]
+            shades = shades.swapaxes(0, 1)
         self.fh.write("\\begin{pgfscope}%\n")
         self._print_pgf_clip(gc)
-        for row in range(meshHeight):
+        for row in range(len(shades)):
             low, high = sorted(up[row : row + 2])
             for start, end in _runs(shades[row]):
                 shade = shades[row, start]

@@ -56,7 +56,8 @@ _GREEK = {
     "Π": r"\Pi", "Σ": r"\Sigma", "Υ": r"\Upsilon", "Φ": r"\Phi", "Ψ": r"\Psi",
     "Ω": r"\Omega", "\N{MICRO SIGN}": r"\mu",
     **{
-        greek: rf"\mathrm{{{latin}}}" for greek, latin in zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True)
+        greek: rf"\mathrm{{{latin}}}"
+        for greek, latin in zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEZHIKMNOPTX", strict=True)
     },
 }  # fmt: skip
 _MATHS = {
