@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from spectra.figures.chart import Chart
 from spectra.figures.comparison import compare, describe_compare
-from spectra.figures.conditioning import (
-    conditioning,
-    describe_conditioning,
-    describe_kappa_ratio,
-    kappa_ratio,
-)
+from spectra.figures.conditioning import conditioning, describe_conditioning
 from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
 from spectra.figures.heatmaps import describe_heatmap, heatmap
+from spectra.figures.kappa_ratios import describe_kappa_ratio, kappa_ratio
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.matrices import describe_matrix, matrix
 from spectra.figures.options import (
