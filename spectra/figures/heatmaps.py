@@ -175,7 +175,7 @@ def describe_heatmap(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
-            f"{nothing} cells have no value." if nothing else "",
+            f"Without a value: {nothing} cells." if nothing else "",
             thinning_sentence("Cells", min(most, MOST_COLUMNS), most),
         ),
         link_x=True,

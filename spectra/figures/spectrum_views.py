@@ -176,7 +176,7 @@ def describe_spectrum(
             *sentences,
             within_sentence(last, within),
             size_sentence(last),
-            f"{empty} chosen matrices have no singular values." if empty else "",
+            f"Without singular values: {empty} of the chosen matrices." if empty else "",
         ),
     )
 
@@ -219,7 +219,7 @@ def _values(
         replace(chart, reading="A line is one layer's singular values, largest first."),
         (
             _dashed_sentence(stacks),
-            f"{hidden} values lie below the axis: 0, or rounding of the largest." if hidden else "",
+            f"Below the axis, 0 or the rounding of the largest: {hidden} values." if hidden else "",
         ),
     )
 
@@ -311,7 +311,7 @@ def _density(
     return chart, (
         "Shares are per factor of ten of σ.",
         _dashed_sentence(stacks).replace("Dashed", "Dotted"),
-        f"{beyond} values lie beyond the axis." if beyond else "",
+        f"Beyond the axis: {beyond} values." if beyond else "",
     )
 
 
