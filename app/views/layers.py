@@ -13,6 +13,7 @@ from dashboard_choices import (
     set_choice,
 )
 from dashboard_export import take_along
+from dashboard_markup import escape
 from dashboard_pages import view
 from dashboard_parts import Picked, narrowed, open_page, show
 from dashboard_rows import read_drift
@@ -35,7 +36,7 @@ with st.sidebar:
 as_map = kind == "map"
 entries = open_page(
     "Layers",
-    "One quantity of every layer over the steps. Which layers move, and when?",
+    f"{escape(DRIFT_QUANTITIES[column])}\\. Which layers move, and when?",
     single=as_map,
 )
 figure = "heatmap" if as_map else "curves"
@@ -51,7 +52,6 @@ with st.sidebar:
     )
     log = choose_scale(label="Scale of the values")
 
-st.text(f"{figures.label_of(column).axis}: {DRIFT_QUANTITIES[column]}")
 rows = drift[
     drift["module"].isin(modules)
     & drift["layer"].isin(layers)
@@ -61,8 +61,10 @@ options = {"column": column, "modules": modules, "log": log}
 if as_map:
     describe = partial(describe_heatmap, rows, **options)
 else:
+    describe = partial(
+        figures.describe_run_curves if overlay else figures.describe_layer_curves, rows, **options
+    )
     options["overlay"] = overlay
-    describe = partial(figures.describe_curves, rows, **options)
 
 
 def open_matrix(picked: Picked) -> None:
