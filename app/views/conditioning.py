@@ -15,7 +15,8 @@ from dashboard_parts import narrowed, open_page, show
 from dashboard_rows import read_drift
 
 from spectra import figures
-from spectra.figures.conditioning import describe_conditioning, describe_kappa_ratio
+from spectra.figures.conditioning import describe_conditioning
+from spectra.figures.kappa_ratios import describe_kappa_ratio
 from spectra.store import regularized_pairs, run_names
 
 _COLUMNS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "ortho_u", "ortho_v")
