@@ -120,4 +120,6 @@ def drawn(test: AppTest) -> list[dict[str, Any]]:
 
 
 def titles(figure: dict[str, Any]) -> list[str]:
-    return [a["text"] for a in figure["layout"].get("annotations", [])]
+    """Return what is written above the panels and within them."""
+    notes = figure["layout"].get("annotations", [])
+    return [note["text"] for note in notes if note.get("xref") != "paper"]
