@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -267,10 +267,30 @@ class Run:
         self.read_settings()
         return self._named(self.drift.read(columns))
 
-    def read_spectrum(self, step: int | None = None) -> pd.DataFrame:
-        """Return the per-index arrays, of one step or of all."""
-        filters = None if step is None else [("step", "=", step)]
-        return self._named(self.spectrum.read(filters=filters))
+    def read_spectrum(
+        self,
+        step: int | None = None,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        layers: Collection[int] | None = None,
+        columns: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Return the per-index arrays; all by default.
+
+        Parameters
+        ----------
+        step : int, optional
+            Only of this step.
+        steps, layers : collection of int, optional
+        modules : collection of str, optional
+            Only of these: other rows' arrays, which may be gigabytes, are not read.
+        columns : collection of str, optional
+            Only these, and the keys.
+        """
+        chosen = {"step": steps if step is None else [step], "layer": layers, "module": modules}
+        filters = [(name, "in", list(of)) for name, of in chosen.items() if of is not None]
+        return self._named(self.spectrum.read(columns, filters or None))
 
     def read_training(self) -> pd.DataFrame:
         """Return one row a recorded step, with `run` and `method`; empty if none was recorded."""
