@@ -20,7 +20,7 @@ from spectra.figures.drawing import draw
 _REFRESH_SECONDS = 3
 # Where nothing grows, a run may still begin.
 _IDLE_SECONDS = 20
-_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
+_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
 _PROBLEMS_SHOWN = 3
 RUNS_SHOWN = 8
 """Runs that a page shows before the user chose: more are a wall of small panels."""
@@ -122,7 +122,8 @@ def open_page(
             if len(chosen) < len(labels):
                 st.caption(f"{len(chosen)} of {len(labels)} runs shown.")
         # st.text, not Markdown: a run's name is shown as it is.
-        st.text("\n".join(_describe(labels[label]) for label in chosen))
+        if told := "\n".join(filter(None, (_tell_state(labels[label]) for label in chosen))):
+            st.text(told)
     if not chosen:
         st.info("Choose at least one run in the sidebar.")
         st.stop()
@@ -227,5 +228,8 @@ def _watch(root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry]) 
     look()
 
 
-def _describe(entry: RunEntry) -> str:
-    return one_line(f"{entry.label}: {entry.method}, {_STATE_MARKS.get(entry.state, entry.state)}")
+def _tell_state(entry: RunEntry) -> str:
+    """Return a line on a run that is not over; of the others the figure says all."""
+    if entry.state not in _STATE_MARKS:
+        return ""
+    return one_line(f"{entry.label}: {entry.method}, {_STATE_MARKS[entry.state]}")
