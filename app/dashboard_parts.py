@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
-from dashboard_choices import choose_many, choose_one, hand_over
+from dashboard_choices import choose_flag, choose_many, choose_one, hand_over
 from dashboard_markup import escape, one_line
 from dashboard_rows import quoted, warn
 from dashboard_runs import RunEntry, list_runs, root_folder
@@ -76,7 +76,16 @@ def open_root(title: str, reading: str) -> Listing:
     except OSError as error:
         st.error(escape(error))
         st.stop()
-    _watch(root, entries, sweeps)
+    growing = any(entry.state == "growing" for entry in entries)
+    with st.sidebar:
+        held = growing and choose_flag(
+            "hold",
+            "Hold still",
+            "A growing run is drawn anew at each of its steps, which ends a zoom. This waits with "
+            "it until you choose something.",
+        )
+    if not held:
+        _watch(root, entries, sweeps, growing)
     if not entries:
         st.info(f"There are no runs in {escape(root)} yet. Make one with any of these:")
         st.code(
@@ -212,9 +221,10 @@ def _tell_problems(listing: Listing) -> None:
         st.warning(f"A sweep is not shown as one: {escape(problem)}")
 
 
-def _watch(root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry]) -> None:
+def _watch(
+    root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry], growing: bool
+) -> None:
     """Draw the page again when a run appears, or a file of one or of a sweep changes."""
-    growing = any(entry.state == "growing" for entry in entries)
 
     @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else _IDLE_SECONDS)
     def look() -> None:
