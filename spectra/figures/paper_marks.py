@@ -130,12 +130,16 @@ def _(mark: Numbers, axes: Axes, look: Look, order: float) -> None:
     anchors = style.map_colours(mark.map)
     places = np.asarray(mark.places, float)
     shades = {place: style.blend(anchors, place) for place in np.unique(places)}
-    for x, y, text, place in zip(mark.x, mark.y, mark.texts, places, strict=True):
-        # Out of the layout: thousands of numbers would each be measured again and again.
-        axes.text(
-            x, y, plain(text), color=shades[place], fontsize=size, fontstyle=slant,
-            fontweight=weight, ha="center", va="center", clip_on=True, zorder=order,
-        ).set_in_layout(False)  # fmt: skip
+    xs, ys = np.asarray(mark.x, float), np.asarray(mark.y, float)
+    inside = _between(xs, look.panel.x.limits) & _between(ys, look.panel.y.limits)
+    for i in np.flatnonzero(inside):
+        number = axes.text(
+            xs[i], ys[i], plain(mark.texts[i]), color=shades[places[i]], fontsize=size,
+            fontstyle=slant, fontweight=weight, ha="center", va="center", clip_on=True,
+            zorder=order,
+        )  # fmt: skip
+        # Thousands of numbers would each be measured for the layout.
+        number.set_in_layout(False)
 
 
 @_draw.register
@@ -146,7 +150,8 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
         cell_edges(np.asarray(a, float), a_log)
         for a, a_log in ((mark.x, look.panel.x.log), (mark.y, look.panel.y.log))
     )
-    values = np.ma.masked_invalid(np.asarray(mark.values, float))
+    # What lies beyond the bar has the colour of its end, also 0 on a logarithmic one.
+    values = np.ma.masked_invalid(np.clip(np.asarray(mark.values, float), *look.bar.limits))
     if np.ma.getmaskarray(values).any():
         axes.add_patch(
             Rectangle(
@@ -255,6 +260,11 @@ def _lone(x: Floats, y: Floats) -> Any:
     there = np.isfinite(x) & np.isfinite(y)
     padded = np.concatenate([[False], there, [False]])
     return there & ~padded[:-2] & ~padded[2:]
+
+
+def _between(places: Floats, limits: tuple[float, float]) -> Any:
+    low, high = sorted(limits)
+    return (places >= low) & (places <= high)
 
 
 def _inside(
