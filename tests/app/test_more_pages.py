@@ -73,7 +73,7 @@ def add_arrays(run: Run, method: str, **rows: Any) -> None:
     """Append the arrays of a run whose drift rows are there already."""
     aside = Run(run.path.parent / ".aside" / run.name)
     add_steps(aside, method, arrays=True, **rows)
-    run.spectrum.append(records(aside.spectrum.read()))
+    run.spectrum.append(records(aside.spectrum.read().drop(columns="source")))
 
 
 def commands(test: AppTest) -> list[list[str]]:
