@@ -54,9 +54,15 @@ with st.sidebar:
     low, high = choose_number_range(
         "within", "σ from", "to", "A range of σ; how many singular values lie in it is counted."
     )
+within = None
+if low is not None or high is not None:
+    within = (max(low or 0.0, 0.0), float("inf") if high is None else high)
+    if not within[0] < within[1]:
+        st.warning("The range of σ is empty: its upper end must be above 0 and the lower one.")
+        within = None
 options = {
     "view": view,
-    "within": None if low is None and high is None else (low or 0.0, high or float("inf")),
+    "within": within,
     "modules": None if modules == all_modules else modules,
     "layers": None if layers == all_layers else layers,
     "steps": steps,

@@ -8,7 +8,7 @@ from dashboard_rows import read_training
 from dashboard_sweeps import show_values
 
 from spectra import figures
-from spectra.figures.step_curves import describe_training
+from spectra.figures.training_curves import describe_training
 from spectra.store import TRAINING_QUANTITIES
 
 _USUAL = ("loss", "grad_norm")
