@@ -52,7 +52,10 @@ with st.sidebar:
     else:
         steps = [choose_step(all_steps)]
     low, high = choose_number_range(
-        "within", "σ from", "to", "A range of σ; how many singular values lie in it is counted."
+        "within",
+        "σ from",
+        "to",
+        "A range of σ: how many values lie in it is counted. Of shares it is 0.1 to 1.1 by default.",
     )
 within = None
 if low is not None or high is not None:
