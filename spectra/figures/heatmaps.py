@@ -15,20 +15,20 @@ from spectra.figures.chart import Axis, Chart, ColourBar, Floats, Heat, Ink, Lin
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import short
-from spectra.figures.selection import by_run, clean, module_order, select_rows
+from spectra.figures.noise import floor_column, short
+from spectra.figures.selection import (
+    by_run,
+    clean,
+    module_order,
+    select_rows,
+    thin_steps,
+    thinning_sentence,
+)
 
 MOST_PANELS = 16
 """More panels than these are too small to be read, on paper as on a screen."""
 MOST_COLUMNS = 60
 """Columns of cells in a panel: more are narrower than they can be told apart."""
-_FLOORS = {
-    "delta_sigma": "sigma_noise",
-    "delta_d": "d_noise",
-    "delta_u": "d_noise",
-    "delta_v": "d_noise",
-    "matched_d": "d_noise",
-}
 _RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
 # Beyond two decades a linear scale shows the largest cells only.
 _LOG_FROM_RATIO = 100.0
@@ -115,7 +115,8 @@ def describe_heatmap(
     """Turn rows into the chart of `heatmap`, which see."""
     modules = [modules] if isinstance(modules, str) else modules
     modules = None if modules is None else list(modules)
-    rows = select_rows(drift, [column], modules, layers, steps)
+    source = floor_column(column)
+    rows = select_rows(drift, [column], modules, layers, steps, keep=[source])
     if not pd.api.types.is_numeric_dtype(rows[column]):
         raise ValueError(f"The column {column} holds no numbers, so it has no colours.")
     order = module_order(rows, modules)
@@ -134,6 +135,7 @@ def describe_heatmap(
     thinned = [(*p[:3], *_thin(p[3])) for p in parts]
     shown = pd.concat([part for *_, part, _ in thinned])
     scale = _scale(shown[column], log)
+    most = max(total for *_, total in thinned)
     first, last = int(rows["layer"].min()), int(rows["layer"].max())
     y = np.arange(first, last + 1)
     reach = (int(shown["step"].min()), int(shown["step"].max()))
@@ -171,7 +173,7 @@ def describe_heatmap(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
-            _thinned_sentence([total for *_, total in thinned]),
+            thinning_sentence("Cells", min(most, MOST_COLUMNS), most),
         ),
         link_x=True,
         link_y=True,
@@ -181,18 +183,10 @@ def describe_heatmap(
 
 def _thin(part: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """Return the rows of at most `MOST_COLUMNS` steps, and how many steps there are."""
-    steps = np.unique(part["step"])
-    if len(steps) <= MOST_COLUMNS:
-        return part, len(steps)
-    kept = np.round(np.linspace(0, len(steps) - 1, MOST_COLUMNS)).astype(int)
-    return part[part["step"].isin(steps[kept])], len(steps)
-
-
-def _thinned_sentence(totals: list[int]) -> str:
-    most = max(totals)
-    if most <= MOST_COLUMNS:
-        return ""
-    return f"{MOST_COLUMNS} of {most} steps are drawn, the last among them."
+    total = part["step"].nunique()
+    if total <= MOST_COLUMNS:
+        return part, total
+    return part[part["step"].isin(thin_steps(part["step"], 1, MOST_COLUMNS))], total
 
 
 def _cells(
@@ -204,7 +198,7 @@ def _cells(
     values = np.full((len(y), len(steps)), np.nan)
     values[up, across] = part[column].to_numpy(dtype=float)
     floor = np.full(values.shape, np.nan)
-    source = _FLOORS.get(column, "")
+    source = floor_column(column)
     if source in part:
         floor[up, across] = part[source].to_numpy(dtype=float)
     # An adapter's floor is 0, and at step 0 nothing has moved: neither is lost in noise.
@@ -246,7 +240,7 @@ def _strikes(x: Floats, y: NDArray[np.int64], below: NDArray[np.bool_]) -> tuple
 
 
 def _floor_sentence(shown: pd.DataFrame, column: str, under: int, known: int) -> str:
-    source = _FLOORS.get(column, "")
+    source = floor_column(column)
     if source not in shown:
         return ""
     floors = shown[source].to_numpy(dtype=float)
