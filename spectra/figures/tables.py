@@ -260,8 +260,13 @@ def _cells(means: pd.Series, deviations: pd.Series) -> tuple[int, list[str]]:
     if top - bottom > _ORDERS_OF_A_COLUMN:
         return 0, [_cell_alone(m, s) for m, s in zip(mean, sd, strict=True)]
     power = _power(top)
-    decimals = _decimals(sd, top, bottom) + power
-    return power, [_cell(m, s, power, max(decimals, 0)) for m, s in zip(mean, sd, strict=True)]
+    decimals = max(_decimals(sd, top, bottom) + power, 0)
+    cells = [_cell(m, s, power, decimals) for m, s in zip(mean, sd, strict=True)]
+    if np.isfinite(sd).any():
+        # Means stand below one another, also that of a single seed.
+        room = rf"\phantom{{{{}}\pm {0:.{decimals}f}}}$"
+        cells = [c[:-1] + room if c.endswith("$") and r"\pm" not in c else c for c in cells]
+    return power, cells
 
 
 def _cell_alone(mean: float, sd: float) -> str:
