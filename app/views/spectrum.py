@@ -55,7 +55,7 @@ with st.sidebar:
         "within",
         "σ from",
         "to",
-        "A range of σ: how many values lie in it is counted. Of shares it is 0.1 to 1.1 by default.",
+        "A range of σ: values in it are counted. 0.1 to 1.1 by default for shares.",
     )
 within = None
 if low is not None or high is not None:
