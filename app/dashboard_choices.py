@@ -229,7 +229,7 @@ def choose_flag(name: str, label: str, explanation: str) -> bool:
 
 def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool | None:
     """Show the choice of a linear or logarithmic axis; None where the figure chooses, as usual."""
-    texts = {"auto": "as the values ask for", "linear": "linear", "log": "logarithmic"}
+    texts = {"auto": "automatic", "linear": "linear", "log": "logarithmic"}
     chosen = choose_one(name, label, list(texts), show=texts.__getitem__)
     return None if chosen == "auto" else chosen == "log"
 

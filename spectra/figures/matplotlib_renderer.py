@@ -108,9 +108,15 @@ def _settings(preset: Preset) -> dict[str, object]:
 
 
 def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
+    # Panels above empty cells have no room kept for half a tick label at the right, see `_panels`.
+    orphans = count < sheet.rows * sheet.columns
     share = (sheet.below + sheet.x_once) / sheet.height
     engine = ConstrainedLayoutEngine(
-        rect=(0, share, 1, 1 - share), w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02
+        rect=(0, share, 1, 1 - share),
+        w_pad=0.07 if orphans else 0.04,
+        h_pad=0.04,
+        wspace=0.02,
+        hspace=0.02,
     )
     figure = Figure(figsize=(sheet.width, sheet.height), layout=engine)
     if sheet.caption:
@@ -202,12 +208,12 @@ def _inset(axes: Axes, inset: Inset, chart: Chart, sheet: Sheet, size: float) ->
 
 def _colour_bar(figure: Figure, grid: list[Axes], bar: ColourBar, sheet: Sheet) -> None:
     norm, colours = colour_scale(bar)
-    place = (
-        {"location": "bottom", "aspect": 45, "fraction": 0.04}
-        if sheet.bar_below
-        else {"location": "right", "aspect": 40, "fraction": 0.03}
+    # As long as the panels' edge, and an eighth of an inch wide.
+    length = sheet.width if sheet.bar_below else sheet.rows * (sheet.panel_height + 0.3)
+    place = {"location": "bottom" if sheet.bar_below else "right", "aspect": 8 * length}
+    drawn = figure.colorbar(
+        ScalarMappable(norm, colours), ax=grid, pad=0.015, fraction=0.04, **place
     )
-    drawn = figure.colorbar(ScalarMappable(norm, colours), ax=grid, pad=0.015, **place)
     drawn.set_label(symbols(bar.label), fontsize=sheet.preset.size)
     drawn.outline.set_visible(False)
     paper_axes.dress_bar(drawn, bar, sheet)

@@ -452,7 +452,7 @@ def _layer_paths(run: _Run, look: _Look, drawn: np.ndarray) -> list[Line]:
         if steps and np.isfinite(y[1:]).any():
             path = joined(x, y)
             lines.append(
-                Line(path[0], path[1], Ink("grey"), 0.4, opacity=0.4, entry=_module_key(i))
+                Line(path[0], path[1], Ink("grey"), 0.4, opacity=0.35, entry=_module_key(i))
             )
     return lines
 

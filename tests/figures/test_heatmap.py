@@ -196,7 +196,7 @@ def test_more_panels_than_can_be_read_are_refused():
 def draws(chart: Chart, backend: figures.Backend) -> bytes:
     from spectra.figures.drawing import draw
 
-    suffix = ".png" if backend == "matplotlib" else ".html"
+    suffix = ".svg" if backend == "matplotlib" else ".html"
     return figures.to_bytes(draw(chart, backend), suffix)
 
 
