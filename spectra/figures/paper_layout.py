@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,8 +50,6 @@ class Sheet:
     x_once : float
         Height of the one name that all horizontal axes share where it is too long to stand at
         each; 0 otherwise.
-    middle : float
-        Where the middle of the panels lies, as a part of the width.
     """
 
     preset: Preset
@@ -67,7 +64,6 @@ class Sheet:
     bar_below: bool
     legend_columns: int
     x_once: float
-    middle: float
 
 
 def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
@@ -97,7 +93,7 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         foot += 0.5
     legend_columns = legend_columns_for(chart, preset)
     legend_rows = -(-len(chart.entries) // legend_columns) if chart.entries else 0
-    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.02)
+    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.05)
     once = name_line if x_once else 0.0
     lines = wrap(chart.caption, preset.width - 0.15, preset, preset.small) if captioned else []
     below = len(lines) * line + (0.06 if lines else 0.0)
@@ -117,7 +113,6 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         bar_below=bar_below,
         legend_columns=legend_columns,
         x_once=once,
-        middle=((0.6 if at_left else 0.1) + room / 2) / preset.width,
     )
 
 
@@ -204,10 +199,8 @@ def text_width(text: str, preset: Preset, size: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
-        font = FontProperties(family=list(fonts), size=size)
-        width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
+    font = FontProperties(family=list(fonts), size=size)
+    width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
     return float(width) / _MEASURED_DPI
 
 
