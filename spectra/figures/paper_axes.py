@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, ColourBar, Heat, Panel
-from spectra.figures.paper_layout import Sheet, plain, text_width, thinned, wrap
+from spectra.figures.paper_layout import Sheet, plain, text_width, thinned
 from spectra.figures.style import Preset
 
 _GAP = 0.05
@@ -51,16 +51,6 @@ def dress(
         axes.set_aspect("equal", adjustable="box")
 
 
-def name(
-    axes: Axes, panel: Panel, width: float, height: float, preset: Preset, *, x: bool, y: bool
-) -> None:
-    """Write the names of the axes, broken before their unit where they outgrow the panel."""
-    if x:
-        axes.set_xlabel(_broken(panel.x.label, width + 0.2, preset))
-    if y:
-        axes.set_ylabel(_broken(panel.y.label, height + 0.2, preset))
-
-
 def dress_bar(bar: Colorbar, scale: ColourBar, sheet: Sheet) -> None:
     """Give a colour bar its ticks."""
     preset = sheet.preset
@@ -80,7 +70,7 @@ def _ticks(
     if axis.ticks:
         _given(ruler, axis, length, preset, size, across)
         return
-    most = max(2, min(6, int(length / (0.5 if across else 0.28))))
+    most = max(1, min(6, int(length / (5 if across else 2.6) * 72 / size)))
     if axis.log:
         _log(ruler, axis, most)
         return
@@ -133,12 +123,3 @@ def _given(
 def _powers(limits: tuple[float, float]) -> bool:
     """Whether ticks of an axis are powers: below 2e-3 they would be as long as 0.00025."""
     return not 2e-3 <= max(map(abs, limits)) < 1e5
-
-
-def _broken(label: str, room: float, preset: Preset) -> str:
-    label = plain(label)
-    if text_width(label, preset, preset.size) <= room:
-        return label
-    symbol, bracket, unit = label.rpartition(" (")
-    parts = [symbol, f"({unit}"] if bracket else [label]
-    return "\n".join(line for part in parts for line in wrap(part, room, preset, preset.size))

@@ -176,7 +176,7 @@ def _lines(lines: Sequence[Line], place: Place) -> list[dict[str, Any]]:
     common = _scatter(place, first.entry) | {
         "x": _joined([line.x for line in lines]),
         "y": _joined([line.y for line in lines]),
-        "mode": "lines+markers" if symbol else "lines",
+        "mode": ("lines+markers" if symbol else "lines") if first.width else "markers",
     }
     traces = []
     if first.rim:
@@ -324,7 +324,8 @@ def _band(band: Band, place: Place) -> dict[str, Any]:
 def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
     slant, weight, _ = style.lettering(mark.lettering)
     shades = _shades(mark.map, place.dark)
-    places = np.nan_to_num(np.clip(mark.places, 0.0, 1.0), nan=1.0)
+    places = np.nan_to_num(np.clip(np.asarray(mark.places, dtype=float), 0.0, 1.0), nan=1.0)
+    colours = shades[np.rint(places * (len(shades) - 1)).astype(int)]
     trace = _scatter(place, mark.entry) | {
         "mode": "text",
         "x": np.asarray(mark.x, dtype=float),
@@ -334,7 +335,7 @@ def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
             "size": (mark.size or place.size) * PIXELS_PER_POINT,
             "style": slant,
             "weight": weight,
-            "color": _shared(shades[np.rint(places * (len(shades) - 1)).astype(int)]),
+"color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
         },
     }
     return trace | _told([(mark.hover, mark.pick, len(mark.x))], place.panel)
