@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from spectra.figures import paper_axes, style
 from spectra.figures.chart import Chart, ColourBar, Inset
@@ -62,14 +63,14 @@ def draw(chart: Chart, preset: str | None = None) -> Figure:
         figure, grid = _grid(sheet, len(chart.panels))
         size = style.number_size(fullest(chart), sheet.panel_width * sheet.panel_height)
         _panels(chart, sheet, grid, size)
-        _names(figure, chart, sheet, grid)
+        once = _names(figure, chart, sheet, grid)
         if chart.bar is not None and shown_bar(chart):
             _colour_bar(figure, grid, chart.bar, sheet)
         if chart.entries:
             _legend(figure, chart, sheet)
         # Once and here, so that every file of the figure has the same layout.
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")
+        _lay_out(figure)
+        _centre(once, grid)
         return figure
 
 
@@ -107,9 +108,15 @@ def _settings(preset: Preset) -> dict[str, object]:
 
 
 def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
+    # Panels above empty cells have no room kept for half a tick label at the right, see `_panels`.
+    orphans = count < sheet.rows * sheet.columns
     share = (sheet.below + sheet.x_once) / sheet.height
     engine = ConstrainedLayoutEngine(
-        rect=(0, share, 1, 1 - share), w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02
+        rect=(0, share, 1, 1 - share),
+        w_pad=0.07 if orphans else 0.04,
+        h_pad=0.04,
+        wspace=0.02,
+        hspace=0.02,
     )
     figure = Figure(figsize=(sheet.width, sheet.height), layout=engine)
     if sheet.caption:
@@ -142,8 +149,12 @@ def _panels(chart: Chart, sheet: Sheet, grid: list[Axes], size: float) -> None:
         draw_marks(axes, Look(sheet.preset, panel, sheet.panel_width, size, chart.bar, inset))
 
 
-def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> None:
-    """Name the axes: at the outer sides where all have one name, once where it is long."""
+def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> list[Text]:
+    """Name the axes: at the outer sides where all have one name, once where it is long.
+
+    Return the names that stand once, for a place at the middle of all panels.
+    """
+    once = []
     first = chart.panels[0]
     y_outside, x_outside = named_outside(chart)
     broken_x = [broken(p.x.label, sheet.panel_width + OVERHANG, sheet.preset) for p in chart.panels]
@@ -152,17 +163,36 @@ def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> None
     ]
     y_once = y_outside and (sheet.rows > 2 or (sheet.rows > 1 and len(broken_y[0]) > 1))
     if sheet.x_once:
-        figure.text(
-            sheet.middle, (sheet.below + 0.03) / sheet.height, symbols(first.x.label),
+        across = figure.text(
+            0.5, (sheet.below + 0.03) / sheet.height, symbols(first.x.label),
             fontsize=sheet.preset.size, ha="center", va="bottom",
         )  # fmt: skip
+        once.append(across)
     if y_once:
-        figure.supylabel(symbols(first.y.label), fontsize=sheet.preset.size)
+        once.append(figure.supylabel(symbols(first.y.label), fontsize=sheet.preset.size))
     for index, axes in enumerate(grid):
         if not sheet.x_once and (not x_outside or index + sheet.columns >= len(grid)):
             axes.set_xlabel("\n".join(broken_x[index]))
         if not y_once and (not y_outside or index % sheet.columns == 0):
             axes.set_ylabel("\n".join(broken_y[index]))
+    return once
+
+
+def _lay_out(figure: Figure) -> None:
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
+def _centre(names: list[Text], grid: list[Axes]) -> None:
+    """Put names that stand once at the middle of all panels."""
+    places = [axes.get_position() for axes in grid]
+    for text in names:
+        if text.get_rotation():
+            text.set_y((min(p.y0 for p in places) + max(p.y1 for p in places)) / 2)
+        else:
+            text.set_x((min(p.x0 for p in places) + max(p.x1 for p in places)) / 2)
 
 
 def _inset(axes: Axes, inset: Inset, chart: Chart, sheet: Sheet, size: float) -> Axes:
@@ -178,12 +208,12 @@ def _inset(axes: Axes, inset: Inset, chart: Chart, sheet: Sheet, size: float) ->
 
 def _colour_bar(figure: Figure, grid: list[Axes], bar: ColourBar, sheet: Sheet) -> None:
     norm, colours = colour_scale(bar)
-    place = (
-        {"location": "bottom", "aspect": 45, "fraction": 0.04}
-        if sheet.bar_below
-        else {"location": "right", "aspect": 40, "fraction": 0.03}
+    # As long as the panels' edge, and an eighth of an inch wide.
+    length = sheet.width if sheet.bar_below else sheet.rows * (sheet.panel_height + 0.3)
+    place = {"location": "bottom" if sheet.bar_below else "right", "aspect": 8 * length}
+    drawn = figure.colorbar(
+        ScalarMappable(norm, colours), ax=grid, pad=0.015, fraction=0.04, **place
     )
-    drawn = figure.colorbar(ScalarMappable(norm, colours), ax=grid, pad=0.015, **place)
     drawn.set_label(symbols(bar.label), fontsize=sheet.preset.size)
     drawn.outline.set_visible(False)
     paper_axes.dress_bar(drawn, bar, sheet)

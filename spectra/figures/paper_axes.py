@@ -70,15 +70,29 @@ def _ticks(
     if axis.ticks:
         _given(ruler, axis, length, preset, size, across)
         return
-    most = max(1, min(6, int(length / (5 if across else 2.6) * 72 / size)))
     if axis.log:
-        _log(ruler, axis, most)
+        _log(ruler, axis, max(2, min(6, int(length / 0.4))))
         return
-    steps = [1, 2, 5, 10] if axis.integer else [1, 2, 2.5, 5, 10]
-    ruler.set_major_locator(MaxNLocator(most, steps=steps, integer=axis.integer))
     # A common factor above the axis would be taken for part of the title: every tick has its own.
     powers = _powers(axis.limits)
+    ruler.set_major_locator(_linear(axis, length, preset, size, across, powers))
     ruler.set_major_formatter(FuncFormatter(lambda value, _: style.tick(value, powers)))
+
+
+def _linear(
+    axis: Axis, length: float, preset: Preset, size: float, across: bool, powers: bool
+) -> MaxNLocator:
+    """Return where ticks stand: as many as are read at ease, and none whose labels touch."""
+    low, high = sorted(axis.limits)
+    for most in range(6 if length > 0.8 else 3, 0, -1):
+        places = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=axis.integer)
+        ticks = [t for t in places.tick_values(low, high) if low <= t <= high]
+        widest = max((text_width(style.tick(t, powers), preset, size) for t in ticks), default=0.0)
+        # A label's own length and as much air again, or two and a half lines.
+        room = 1.3 * widest + 0.12 if across else 2.5 * size / 72
+        if len(ticks) < 2 or (ticks[1] - ticks[0]) / (high - low) * length >= room:
+            break
+    return places
 
 
 def _log(ruler: Ruler, axis: Axis, most: int) -> None:

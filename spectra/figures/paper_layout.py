@@ -51,8 +51,6 @@ class Sheet:
     x_once : float
         Height of the one name that all horizontal axes share where it is too long to stand at
         each; 0 otherwise.
-    middle : float
-        Where the middle of the panels lies, as a part of the width.
     """
 
     preset: Preset
@@ -67,7 +65,6 @@ class Sheet:
     bar_below: bool
     legend_columns: int
     x_once: float
-    middle: float
 
 
 def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
@@ -97,7 +94,7 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         foot += 0.5
     legend_columns = legend_columns_for(chart, preset)
     legend_rows = -(-len(chart.entries) // legend_columns) if chart.entries else 0
-    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.02)
+    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.05)
     once = name_line if x_once else 0.0
     lines = wrap(chart.caption, preset.width - 0.15, preset, preset.small) if captioned else []
     below = len(lines) * line + (0.06 if lines else 0.0)
@@ -117,7 +114,6 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         bar_below=bar_below,
         legend_columns=legend_columns,
         x_once=once,
-        middle=((0.6 if at_left else 0.1) + room / 2) / preset.width,
     )
 
 
