@@ -8,25 +8,35 @@ from __future__ import annotations
 
 from spectra.figures.chart import Chart
 from spectra.figures.comparison import compare
-from spectra.figures.conditioning import conditioning, kappa_ratio
+from spectra.figures.conditioning import conditioning
 from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
 from spectra.figures.heatmaps import heatmap
+from spectra.figures.kappa_ratios import kappa_ratio
 from spectra.figures.labels import LABELS, Label, label_of
 from spectra.figures.matrices import matrix
 from spectra.figures.spectrum_views import spectrum
 from spectra.figures.step_curves import curves, describe_layer_curves, describe_run_curves
+from spectra.figures.tables import (
+    TABLE_ENDINGS,
+    comparison_table,
+    table_bytes,
+    to_latex,
+    write_table,
+)
 from spectra.figures.training_curves import describe_training, training
 from spectra.figures.trajectories import describe_trajectory, trajectory, unrelated_level
 
 __all__ = [
     "LABELS",
     "SCREEN_CONFIG",
+    "TABLE_ENDINGS",
     "Backend",
     "Chart",
     "Label",
     "backend_for",
     "compare",
+    "comparison_table",
     "conditioning",
     "curves",
     "describe_layer_curves",
@@ -42,8 +52,11 @@ __all__ = [
     "over_seeds",
     "save",
     "spectrum",
+    "table_bytes",
     "to_bytes",
+    "to_latex",
     "training",
     "trajectory",
     "unrelated_level",
+    "write_table",
 ]

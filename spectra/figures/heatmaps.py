@@ -29,6 +29,8 @@ MOST_PANELS = 16
 """More panels than these are too small to be read, on paper as on a screen."""
 MOST_COLUMNS = 60
 """Columns of cells in a panel: more are narrower than they can be told apart."""
+MOST_CELLS = 30_000
+"""Cells of a figure: a click must find every one."""
 _RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
 # Beyond two decades a linear scale shows the largest cells only.
 _LOG_FROM_RATIO = 100.0
@@ -93,7 +95,8 @@ def heatmap(
     of the cells would more than double it, it ends before them; these, infinite values (κ where
     σ_min = 0) and zeros on a logarithmic scale have the colour of that end, and the caption
     counts them. Cells at or below the noise floor of ΔΣ or ΔD are struck through: they
-    mean nothing. Where there are more than 60 steps, 60 of them are drawn, the last always.
+    mean nothing. Where there are more than 60 steps, or 30,000 cells, some of the steps are drawn,
+    the last always.
     """
     return draw(
         describe_heatmap(drift, column, modules=modules, layers=layers, steps=steps, log=log),
@@ -132,16 +135,19 @@ def describe_heatmap(
             f"{len(runs)} runs × {len(order)} modules would be {len(parts)} panels; more than "
             f"{MOST_PANELS} cannot be read. Choose fewer runs or modules."
         )
-    thinned = [(*p[:3], *_thin(p[3])) for p in parts]
+    first, last = int(rows["layer"].min()), int(rows["layer"].max())
+    columns = min(MOST_COLUMNS, max(1, MOST_CELLS // (len(parts) * (last - first + 1))))
+    thinned = [(*p[:3], *_thin(p[3], columns)) for p in parts]
     shown = pd.concat([part for *_, part, _ in thinned])
     scale = _scale(shown[column], log)
     most = max(total for *_, total in thinned)
-    first, last = int(rows["layer"].min()), int(rows["layer"].max())
     y = np.arange(first, last + 1)
-    reach = (int(shown["step"].min()), int(shown["step"].max()))
+    cells = [_cells(part, column, y) for *_, part, _ in thinned]
+    nothing = sum(values.size for _, values, _ in cells) - len(shown)
+    ends = [_edges(x) for x, *_ in cells]
+    across = (min(float(e[0]) for e in ends), max(float(e[-1]) for e in ends))
     panels, under, known = [], 0, 0
-    for run, title, module, part, _ in thinned:
-        x, values, below = _cells(part, column, y)
+    for (run, title, module, *_), (x, values, below) in zip(thinned, cells, strict=True):
         under += int(below.sum())
         known += int(np.isfinite(values).sum())
         name = f"{title} · {clean(module)}"
@@ -157,7 +163,7 @@ def describe_heatmap(
         panels.append(
             Panel(
                 title=name,
-                x=Axis("step", "step", _padded(reach, x), integer=True),
+                x=Axis("step", "step", across, integer=True),
                 y=Axis("layer", "layer", (first - 0.5, last + 0.5), integer=True),
                 marks=marks,
             )
@@ -173,7 +179,8 @@ def describe_heatmap(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
-            thinning_sentence("Cells", min(most, MOST_COLUMNS), most),
+            f"Without a value: {nothing} cells." if nothing else "",
+            thinning_sentence("Cells", min(most, columns), most),
         ),
         link_x=True,
         link_y=True,
@@ -181,12 +188,12 @@ def describe_heatmap(
     )
 
 
-def _thin(part: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Return the rows of at most `MOST_COLUMNS` steps, and how many steps there are."""
+def _thin(part: pd.DataFrame, most: int) -> tuple[pd.DataFrame, int]:
+    """Return the rows of at most `most` steps, and how many steps there are."""
     total = part["step"].nunique()
-    if total <= MOST_COLUMNS:
+    if total <= most:
         return part, total
-    return part[part["step"].isin(thin_steps(part["step"], 1, MOST_COLUMNS))], total
+    return part[part["step"].isin(thin_steps(part["step"], 1, most))], total
 
 
 def _cells(
@@ -211,11 +218,6 @@ def _edges(x: Floats) -> Floats:
         return np.array([x[0] - 0.5, x[0] + 0.5])
     half = np.diff(x) / 2
     return np.concatenate([[x[0] - half[0]], x[:-1] + half, [x[-1] + half[-1]]])
-
-
-def _padded(reach: tuple[int, int], x: Floats) -> tuple[float, float]:
-    edges = _edges(x)
-    return min(reach[0] - 0.5, float(edges[0])), max(reach[1] + 0.5, float(edges[-1]))
 
 
 def _strikes(x: Floats, y: NDArray[np.int64], below: NDArray[np.bool_]) -> tuple[Line, ...]:

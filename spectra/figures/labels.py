@@ -89,6 +89,7 @@ LABELS = {
     "lr": Label("learning rate", "", "Learning rate of the step."),
     "ortho_loss": Label("L_reg", "unweighted", "Orthonormal regularizer, before its weight γ."),
     "seconds": Label("time", "s", "Seconds since training started."),
+    "tokens": Label("tokens seen", "without padding", "Tokens of the batches seen so far."),
     "perplexity": Label(
         "perplexity", "held-out responses", "Perplexity of held-out answers to questions."
     ),

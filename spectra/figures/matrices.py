@@ -43,14 +43,15 @@ _MOST_POINTS = 1000
 _RESOLVED = 1e-7
 _MOST_NAMED = 6
 # A label's part of the panel's width: no other stands as near.
-_LABEL_WIDTH = 0.12
+_LABEL_WIDTH = 0.2
 # Up to here every index has a marker of its own.
 _MARKED = 48
+_TICKS = 4
 _TRAINED, _BASE, _LEFT, _RIGHT = "trained", "base", "left", "right"
 _INKS = {_TRAINED: Ink("text"), _BASE: GREY, _LEFT: Ink("run", 0), _RIGHT: Ink("run", 1)}
 _MARKERS = {_LEFT: "circle", _RIGHT: "square"}
 # Left and right turn alike where two values lie close: the wider line shows below the thin one.
-_PENS = {_LEFT: (1.9, 0.75), _RIGHT: (0.7, 1.0)}
+_PENS = {_LEFT: (1.4, 0.8), _RIGHT: (0.6, 1.0)}
 _SHADE = 0.3
 
 
@@ -324,11 +325,15 @@ def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
         at = np.array([group[0] for group in names])
         marks.append(
             Numbers(
-                x=at + 1.0,
-                # Just above the point, which stays visible.
+                # Within the panel, and just above the point, which stays visible.
+                x=np.clip(
+                    at + 1.0, 1 + _LABEL_WIDTH / 2 * found.k, (1 - _LABEL_WIDTH / 2) * found.k
+                ),
                 y=_largest(found)[at] * (limits[1] / limits[0]) ** 0.035,
                 texts=tuple("–".join(str(i + 1) for i in _ends(group)) for group in names),
-                places=np.zeros(len(at)),
+                # The end of this map stands out on either ground.
+                places=np.ones(len(at)),
+                map="size",
                 size=6.0,
             )
         )
@@ -342,10 +347,11 @@ def _leading_panels(found: _Matrix) -> Iterator[Panel]:
         p = len(values)
         middles = np.arange(1.0, p + 1)
         ends = (0.5, p + 0.5)
+        ticks = tuple((float(i), str(i)) for i in range(1, p + 1) if i == 1 or i % _TICKS == 0)
         yield Panel(
             title=f"{name}, {p} leading",
-            x=Axis("trained vector j", "trained", ends, integer=True),
-            y=Axis("base vector i", "base", (ends[1], ends[0]), integer=True),
+            x=Axis("trained vector j", "trained", ends, integer=True, ticks=ticks),
+            y=Axis("base vector i", "base", (ends[1], ends[0]), integer=True, ticks=ticks),
             marks=(Heat(middles, middles, values, "overlap", f"{side} vectors"),),
             square=True,
         )

@@ -176,7 +176,7 @@ def describe_spectrum(
             *sentences,
             within_sentence(last, within),
             size_sentence(last),
-            f"{empty} chosen matrices have no singular values." if empty else "",
+            f"Without singular values: {empty} of the chosen matrices." if empty else "",
         ),
     )
 
@@ -194,8 +194,7 @@ def _values(
     most = _points_per_line(len(drawn))
     high = max(float(s.sigma.max()) for s in drawn)
     # Stored as float32: what is smaller is rounding.
-    visible = [v[v > high * _RESOLVED] for s in drawn for v in (s.sigma,)]
-    low = min(float(v[-1]) for v in visible if len(v))
+    low = min(float(np.min(s.sigma, where=s.sigma > high * _RESOLVED, initial=high)) for s in drawn)
     margin = (high / low) ** 0.04 if high > low else 1.1
     limits = (low / margin, high * margin)
 
@@ -220,7 +219,7 @@ def _values(
         replace(chart, reading="A line is one layer's singular values, largest first."),
         (
             _dashed_sentence(stacks),
-            f"{hidden} values lie below the axis: 0, or rounding of the largest." if hidden else "",
+            f"Below the axis, 0 or the rounding of the largest: {hidden} values." if hidden else "",
         ),
     )
 
@@ -276,9 +275,10 @@ def _density(
     y = np.arange(first, final + 1)
     pooled: list[Mark] = []
     panels, entries, beyond = [], [], 0
+    ends: list[float] = []
     if within is not None:
-        ends = (math.log10(within[0]) if within[0] > 0 else None, math.log10(within[1]))
-        pooled.append(Zone(x=ends))
+        ends = [math.log10(end) for end in within if end > 0]
+        pooled.append(Zone(x=(ends[0] if within[0] > 0 else None, ends[-1])))
     middles = (edges[:-1] + edges[1:]) / 2
     for i, (stack, group, of_group) in enumerate(zip(stacks, last, logs, strict=True)):
         shares = np.full((len(y), _BINS), np.nan)
@@ -289,7 +289,8 @@ def _density(
         pick = Pick(group.run, group.module, tuple(y.tolist()), steps)
         heat = Heat(middles, y.astype(float), shares, "per decade", group.title, pick)
         of_layers = Axis("layer", "layer", (first - 0.5, final + 0.5), integer=True)
-        panels.append(Panel(group.title, x, of_layers, (heat,)))
+        borders = [Rule(x=end, dash="dash", ink=Ink("text")) for end in ends if low < end < high]
+        panels.append(Panel(group.title, x, of_layers, (heat, *borders)))
         entries.append(Entry(str(i), group.title, Ink("run", i), dash(i)))
         pooled += _pooled(i, group.title, group.spectra, edges)
         if reference := _reference(stack):
@@ -309,8 +310,8 @@ def _density(
     )
     return chart, (
         "Shares are per factor of ten of σ.",
-        f"{_dashed_sentence(stacks)[:-1]}, all layers." if any(map(_reference, stacks)) else "",
-        f"{beyond} values lie beyond the axis." if beyond else "",
+        _dashed_sentence(stacks).replace("Dashed", "Dotted"),
+        f"Beyond the axis: {beyond} values." if beyond else "",
     )
 
 

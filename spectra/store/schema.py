@@ -75,6 +75,7 @@ TRAINING_QUANTITIES = {
     "lr": "learning rate",
     "ortho_loss": "orthonormal regularizer L_reg (Eq. 8), unweighted",
     "seconds": "seconds since the run's training started, over all attempts; evaluations left out",
+    "tokens": "tokens of the batches seen since the run's training started, padding left out",
     "perplexity": "perplexity of the response on held-out questions of the fine-tuning's kind",
     "perplexity_other": "perplexity on other text, of the pre-training's kind",
     "gsm8k": "share of GSM8K's problems that were solved (exact match of the number)",
