@@ -17,6 +17,7 @@ from spectra.figures.plotly_marks import (
     bar_limits,
     draw_marks,
     ground,
+    shades_for,
     text,
 )
 
@@ -63,16 +64,18 @@ def draw(chart: Chart, dark: bool = False) -> go.Figure:
     layout = _layout(chart, grid, dark)
     traces: list[dict[str, Any]] = [_legend_trace(entry, dark) for entry in chart.entries]
     count = len(chart.panels)
-    size = _number_size(chart, grid)
+    size, shades = _number_size(chart, grid), shades_for(chart.panels)
     for index, panel in enumerate(chart.panels):
         name = _axes(layout, chart, grid, index, dark)
-        _add(traces, layout, Place(f"x{name}", f"y{name}", panel, dark, size, chart.bar))
+        _add(traces, layout, Place(f"x{name}", f"y{name}", panel, dark, size, shades, chart.bar))
     # Axes that come later are drawn above the earlier ones.
     for index, panel in enumerate(chart.panels):
         if panel.inset is not None:
             name = _inset_axes(layout, grid, index, count + index, panel.inset, dark)
             inner = panel.inset.panel
-            _add(traces, layout, Place(f"x{name}", f"y{name}", inner, dark, size, chart.bar))
+            _add(
+                traces, layout, Place(f"x{name}", f"y{name}", inner, dark, size, shades, chart.bar)
+            )
     if chart.bar is not None and chart.bar.limits[0] < chart.bar.limits[1]:
         traces.append(_bar_trace())
     # Every property above is written here: to check each against Plotly's schema takes longer than
