@@ -36,14 +36,14 @@ from spectra.figures.chart import (
     Rule,
     Zone,
 )
+from spectra.figures.screen_layout import PIXELS_PER_POINT
 from spectra.figures.selection import clean
 
-PIXELS_PER_POINT = 1.5
 # Beyond the panel's edge by this many of its widths: further than anyone zooms out.
 _FAR = 1000.0
 _FAR_LOG = 10.0
 _SHADES = 256
-_GREY = "#888888"
+GREY = "#888888"
 _RIM = 2.0
 _MARKER = 7
 # Plotly selects markers and texts only. Of these it draws one and yet finds all.
@@ -335,7 +335,7 @@ def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
             "size": (mark.size or place.size) * PIXELS_PER_POINT,
             "style": slant,
             "weight": weight,
-"color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
+            "color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
         },
     }
     return trace | _told([(mark.hover, mark.pick, len(mark.x))], place.panel)
@@ -460,7 +460,7 @@ def _rule(rule: Rule, place: Place) -> dict[str, Any]:
 def _frame(frame: Frame, place: Place) -> dict[str, Any]:
     return {
         "type": "rect", "x0": frame.x[0], "x1": frame.x[1], "y0": frame.y[0], "y1": frame.y[1],
-        "xref": place.x, "yref": place.y, "line": {"color": _GREY, "width": 0.8},
+        "xref": place.x, "yref": place.y, "line": {"color": GREY, "width": 0.8},
     }  # fmt: skip
 
 
