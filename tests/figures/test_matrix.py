@@ -282,7 +282,7 @@ def test_a_matrix_that_is_not_there_is_said(change, message):
 
 
 @pytest.mark.parametrize("backend", ["matplotlib", "plotly"])
-@pytest.mark.parametrize("k", [1, 2, 4, 300])
+@pytest.mark.parametrize("k", [1, 300])
 def test_it_draws(k, backend):
     assert draws(describe(*changed_matrix(k, k, noise=1e-3)), backend)
 
