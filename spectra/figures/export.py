@@ -16,6 +16,7 @@ Backend = Literal["matplotlib", "plotly"]
 _BACKENDS: dict[str, Backend] = {
     ".pdf": "matplotlib",
     ".svg": "matplotlib",
+    ".pgf": "matplotlib",
     ".png": "matplotlib",
     ".html": "plotly",
 }
@@ -32,7 +33,7 @@ def backend_for(path: Path | str) -> Backend:
     Parameters
     ----------
     path : Path or str
-        Ends in .pdf, .svg or .png (``"matplotlib"``) or in .html (``"plotly"``).
+        Ends in .pdf, .svg, .pgf or .png (``"matplotlib"``) or in .html (``"plotly"``).
 
     Raises
     ------
@@ -42,7 +43,7 @@ def backend_for(path: Path | str) -> Backend:
     suffix = Path(path).suffix.lower()
     if suffix not in _BACKENDS:
         raise ValueError(
-            f"A figure is written as .pdf, .svg, .png or .html, got {str(path)!r}. "
+            f"A figure is written as .pdf, .svg, .pgf, .png or .html, got {str(path)!r}. "
             "Give a file name with one of these endings."
         )
     return _BACKENDS[suffix]
@@ -55,7 +56,7 @@ def to_bytes(figure: Any, suffix: str) -> bytes:
     ----------
     figure : matplotlib or plotly Figure
     suffix : str
-        ``".pdf"``, ``".svg"`` or ``".png"`` of a matplotlib figure, ``".html"`` of a plotly one.
+        ``".pdf"``, ``".svg"``, ``".pgf"`` or ``".png"`` of a matplotlib figure, ``".html"`` of a plotly one.
 
     Raises
     ------
@@ -85,7 +86,7 @@ def save(figure: Any, path: Path | str) -> Path:
     figure : matplotlib or plotly Figure
         As `trajectory`, `curves` and `training` return it; see `backend_for`.
     path : Path or str
-        Ends in .pdf, .svg, .png or .html. Its folder is created; an existing file is replaced.
+        Ends in .pdf, .svg, .pgf, .png or .html. Its folder is created; an existing file is replaced.
 
     Returns
     -------
@@ -126,7 +127,11 @@ def _printed(figure: Any, form: str) -> bytes:
     buffer = io.BytesIO()
     with matplotlib_settings(options), warnings.catch_warnings():
         # A run named in a script that the font lacks is drawn as boxes; the rest stands.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
+        if form == "pgf":
+            from spectra.figures.pgf import picture
+
+            return picture(figure).encode()
         figure.savefig(buffer, format=form, metadata=metadata[form], dpi=PNG_DPI)
     return buffer.getvalue()
 

@@ -12,22 +12,20 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from spectra.figures import paper_axes, style
 from spectra.figures.chart import Chart, ColourBar, Inset
-from spectra.figures.matplotlib_before import (  # noqa: F401
-    draw_layer_curves,
-    draw_run_curves,
-    draw_trajectory,
-)
 from spectra.figures.paper_layout import (
+    OVERHANG,
     Sheet,
+    broken,
     fullest,
     legend_handle,
     named_outside,
-    plain,
     plan,
     shown_bar,
+    symbols,
     wrap,
 )
 from spectra.figures.paper_marks import DASHES, MARKERS, NOTE_COLOUR, Look, colour_scale, draw_marks
@@ -65,10 +63,14 @@ def draw(chart: Chart, preset: str | None = None) -> Figure:
         figure, grid = _grid(sheet, len(chart.panels))
         size = style.number_size(fullest(chart), sheet.panel_width * sheet.panel_height)
         _panels(chart, sheet, grid, size)
+        once = _names(figure, chart, sheet, grid)
         if chart.bar is not None and shown_bar(chart):
             _colour_bar(figure, grid, chart.bar, sheet)
         if chart.entries:
             _legend(figure, chart, sheet)
+        # Once and here, so that every file of the figure has the same layout.
+        _lay_out(figure)
+        _centre(once, grid)
         return figure
 
 
@@ -87,6 +89,8 @@ def _settings(preset: Preset) -> dict[str, object]:
         "font.size": preset.size,
         "legend.fontsize": preset.small,
         "legend.frameon": False,
+        # Letters fitted to a screen's pixels would be measured up to a sixth too wide.
+        "text.hinting": "none",
         # Names of runs are data: a dollar sign in one starts no formula.
         "text.parse_math": False,
         "text.usetex": False,
@@ -104,7 +108,7 @@ def _settings(preset: Preset) -> dict[str, object]:
 
 
 def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
-    share = sheet.below / sheet.height
+    share = (sheet.below + sheet.x_once) / sheet.height
     engine = ConstrainedLayoutEngine(
         rect=(0, share, 1, 1 - share), w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02
     )
@@ -121,24 +125,68 @@ def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _panels(chart: Chart, sheet: Sheet, grid: list[Axes], size: float) -> None:
-    count = len(grid)
-    y_outside, x_outside = named_outside(chart)
     for index, (panel, axes) in enumerate(zip(chart.panels, grid, strict=True)):
-        at_left, at_bottom = index % sheet.columns == 0, index + sheet.columns >= count
         title = wrap(panel.title, sheet.panel_width + 0.1, sheet.preset, sheet.preset.size, most=2)
         axes.set_title("\n".join(title), pad=4)
         paper_axes.dress(axes, panel, sheet.panel_width, sheet.panel_height, sheet.preset)
-        paper_axes.name(
-            axes, panel, sheet.panel_width, sheet.panel_height, sheet.preset,
-            x=at_bottom or not x_outside, y=at_left or not y_outside,
-        )  # fmt: skip
+        at_left = index % sheet.columns == 0
+        at_bottom = index + sheet.columns >= len(grid)
         axes.tick_params(
             labelbottom=at_bottom or not chart.link_x, labelleft=at_left or not chart.link_y
         )
+        if at_bottom and index + sheet.columns < sheet.rows * sheet.columns:
+            # What hangs into an empty cell moves no row apart.
+            axes.xaxis.set_in_layout(False)
         inset = None
         if panel.inset:
             inset = _inset(axes, panel.inset, chart, sheet, size)
         draw_marks(axes, Look(sheet.preset, panel, sheet.panel_width, size, chart.bar, inset))
+
+
+def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> list[Text]:
+    """Name the axes: at the outer sides where all have one name, once where it is long.
+
+    Return the names that stand once, for a place at the middle of all panels.
+    """
+    once = []
+    first = chart.panels[0]
+    y_outside, x_outside = named_outside(chart)
+    broken_x = [broken(p.x.label, sheet.panel_width + OVERHANG, sheet.preset) for p in chart.panels]
+    broken_y = [
+        broken(p.y.label, sheet.panel_height + 2 * OVERHANG, sheet.preset) for p in chart.panels
+    ]
+    y_once = y_outside and (sheet.rows > 2 or (sheet.rows > 1 and len(broken_y[0]) > 1))
+    if sheet.x_once:
+        across = figure.text(
+            0.5, (sheet.below + 0.03) / sheet.height, symbols(first.x.label),
+            fontsize=sheet.preset.size, ha="center", va="bottom",
+        )  # fmt: skip
+        once.append(across)
+    if y_once:
+        once.append(figure.supylabel(symbols(first.y.label), fontsize=sheet.preset.size))
+    for index, axes in enumerate(grid):
+        if not sheet.x_once and (not x_outside or index + sheet.columns >= len(grid)):
+            axes.set_xlabel("\n".join(broken_x[index]))
+        if not y_once and (not y_outside or index % sheet.columns == 0):
+            axes.set_ylabel("\n".join(broken_y[index]))
+    return once
+
+
+def _lay_out(figure: Figure) -> None:
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+
+
+def _centre(names: list[Text], grid: list[Axes]) -> None:
+    """Put names that stand once at the middle of all panels."""
+    places = [axes.get_position() for axes in grid]
+    for text in names:
+        if text.get_rotation():
+            text.set_y((min(p.y0 for p in places) + max(p.y1 for p in places)) / 2)
+        else:
+            text.set_x((min(p.x0 for p in places) + max(p.x1 for p in places)) / 2)
 
 
 def _inset(axes: Axes, inset: Inset, chart: Chart, sheet: Sheet, size: float) -> Axes:
@@ -160,7 +208,7 @@ def _colour_bar(figure: Figure, grid: list[Axes], bar: ColourBar, sheet: Sheet) 
         else {"location": "right", "aspect": 40, "fraction": 0.03}
     )
     drawn = figure.colorbar(ScalarMappable(norm, colours), ax=grid, pad=0.015, **place)
-    drawn.set_label(plain(bar.label), fontsize=sheet.preset.size)
+    drawn.set_label(symbols(bar.label), fontsize=sheet.preset.size)
     drawn.outline.set_visible(False)
     paper_axes.dress_bar(drawn, bar, sheet)
 

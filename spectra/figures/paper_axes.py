@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, ColourBar, Heat, Panel
-from spectra.figures.paper_layout import Sheet, plain, text_width, thinned, wrap
+from spectra.figures.paper_layout import Sheet, plain, text_width, thinned
 from spectra.figures.style import Preset
 
 _GAP = 0.05
@@ -51,16 +51,6 @@ def dress(
         axes.set_aspect("equal", adjustable="box")
 
 
-def name(
-    axes: Axes, panel: Panel, width: float, height: float, preset: Preset, *, x: bool, y: bool
-) -> None:
-    """Write the names of the axes, broken before their unit where they outgrow the panel."""
-    if x:
-        axes.set_xlabel(_broken(panel.x.label, width + 0.2, preset))
-    if y:
-        axes.set_ylabel(_broken(panel.y.label, height + 0.2, preset))
-
-
 def dress_bar(bar: Colorbar, scale: ColourBar, sheet: Sheet) -> None:
     """Give a colour bar its ticks."""
     preset = sheet.preset
@@ -80,15 +70,29 @@ def _ticks(
     if axis.ticks:
         _given(ruler, axis, length, preset, size, across)
         return
-    most = max(2, min(6, int(length / (0.5 if across else 0.28))))
     if axis.log:
-        _log(ruler, axis, most)
+        _log(ruler, axis, max(2, min(6, int(length / 0.4))))
         return
-    steps = [1, 2, 5, 10] if axis.integer else [1, 2, 2.5, 5, 10]
-    ruler.set_major_locator(MaxNLocator(most, steps=steps, integer=axis.integer))
     # A common factor above the axis would be taken for part of the title: every tick has its own.
     powers = _powers(axis.limits)
+    ruler.set_major_locator(_linear(axis, length, preset, size, across, powers))
     ruler.set_major_formatter(FuncFormatter(lambda value, _: style.tick(value, powers)))
+
+
+def _linear(
+    axis: Axis, length: float, preset: Preset, size: float, across: bool, powers: bool
+) -> MaxNLocator:
+    """Return where ticks stand: as many as are read at ease, and none whose labels touch."""
+    low, high = sorted(axis.limits)
+    for most in range(6 if length > 0.8 else 3, 0, -1):
+        places = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=axis.integer)
+        ticks = [t for t in places.tick_values(low, high) if low <= t <= high]
+        widest = max((text_width(style.tick(t, powers), preset, size) for t in ticks), default=0.0)
+        # A label's own length and as much air again, or two and a half lines.
+        room = 1.3 * widest + 0.12 if across else 2.5 * size / 72
+        if len(ticks) < 2 or (ticks[1] - ticks[0]) / (high - low) * length >= room:
+            break
+    return places
 
 
 def _log(ruler: Ruler, axis: Axis, most: int) -> None:
@@ -133,12 +137,3 @@ def _given(
 def _powers(limits: tuple[float, float]) -> bool:
     """Whether ticks of an axis are powers: below 2e-3 they would be as long as 0.00025."""
     return not 2e-3 <= max(map(abs, limits)) < 1e5
-
-
-def _broken(label: str, room: float, preset: Preset) -> str:
-    label = plain(label)
-    if text_width(label, preset, preset.size) <= room:
-        return label
-    symbol, bracket, unit = label.rpartition(" (")
-    parts = [symbol, f"({unit}"] if bracket else [label]
-    return "\n".join(line for part in parts for line in wrap(part, room, preset, preset.size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+OVERHANG = 0.08
+"""How far an axis' name may stand out beyond its panel, inches."""
+# σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.
+_GREEK_INDEX = re.compile(r"(?<!\w)([σκγηλ])_(max|min|[0-9ijkmnprstuv])(?![A-Za-z0-9_])")
+_LATIN_INDEX = re.compile(r"(?<![A-Za-z0-9_])([A-Zuv])_([0-9ijkmnprstuv])(?![A-Za-z0-9_])")
+_INDICES = str.maketrans("0123456789ijkmnprstuvaxe", "₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₘₙₚᵣₛₜᵤᵥₐₓₑ")
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -41,6 +48,9 @@ class Sheet:
     bar_below : bool
         Whether the colour bar lies below the panels.
     legend_columns : int
+    x_once : float
+        Height of the one name that all horizontal axes share where it is too long to stand at
+        each; 0 otherwise.
     """
 
     preset: Preset
@@ -54,11 +64,7 @@ class Sheet:
     caption: tuple[str, ...]
     bar_below: bool
     legend_columns: int
-
-    @property
-    def number_size(self) -> float:
-        """Font size for numbers where there are few of them, points."""
-        return self.preset.small
+    x_once: float
 
 
 def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
@@ -79,18 +85,22 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     )
     line = preset.small * 1.25 / 72
     tick_line, name_line = line + 0.06, preset.size * 1.25 / 72 + 0.03
-    own_foot = (0.0 if chart.link_x else tick_line) + (0.0 if at_bottom else name_line)
-    foot = (tick_line if chart.link_x else 0.0) + (name_line if at_bottom else 0.0)
+    names = max(len(broken(p.x.label, panel_width + OVERHANG, preset)) for p in chart.panels)
+    x_once = at_bottom and columns > 1 and names > 1 and not (has_bar and bar_below)
+    foot_names = 1 if x_once else names
+    own_foot = (0.0 if chart.link_x else tick_line) + (0.0 if at_bottom else names * name_line)
+    foot = (tick_line if chart.link_x else 0.0) + (foot_names * name_line if at_bottom else 0.0)
     if has_bar and bar_below:
         foot += 0.5
     legend_columns = legend_columns_for(chart, preset)
     legend_rows = -(-len(chart.entries) // legend_columns) if chart.entries else 0
-    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.02)
+    head = legend_rows * (line + 0.02) + (0.1 if legend_rows else 0.05)
+    once = name_line if x_once else 0.0
     lines = wrap(chart.caption, preset.width - 0.15, preset, preset.small) if captioned else []
     below = len(lines) * line + (0.06 if lines else 0.0)
     fixed = head + foot + below + rows * (above_panel + own_foot)
-    high = min(max(_height_of(p, panel_width) for p in chart.panels), (PAGE_HEIGHT - fixed) / rows)
-    panel_height = max(high, 0.6)
+    high = max(_height_of(panel, panel_width, bar_below) for panel in chart.panels)
+    panel_height = max(min(high, (PAGE_HEIGHT - fixed) / rows), 0.6)
     return Sheet(
         preset=preset,
         columns=columns,
@@ -103,6 +113,7 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         caption=tuple(lines),
         bar_below=bar_below,
         legend_columns=legend_columns,
+        x_once=once,
     )
 
 
@@ -165,7 +176,8 @@ def legend_columns_for(chart: Chart, preset: Preset) -> int:
     """Return into how many columns the legend's entries go, all that fit beside one another."""
     count = len(chart.entries)
     widths = [
-        legend_handle(preset) + text_width(e.name, preset, preset.small) for e in chart.entries
+        legend_handle(preset) + text_width(plain(e.name), preset, preset.small)
+        for e in chart.entries
     ]
     for columns in range(min(count, 8), 1, -1):
         rows = -(-count // columns)
@@ -189,7 +201,7 @@ def text_width(text: str, preset: Preset, size: float) -> float:
 @functools.lru_cache(maxsize=4096)
 def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
         font = FontProperties(family=list(fonts), size=size)
         width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
     return float(width) / _MEASURED_DPI
@@ -229,18 +241,38 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
 
 
 def plain(text: str) -> str:
-    """Return `text` without what is not a letter on paper: control characters and their like."""
-    return "".join(c if c.isprintable() or c == " " else _UNPRINTABLE for c in text)
+    """Return `text` as it stands on paper: σₘₐₓ for σ_max, and no control characters."""
+    text = "".join(c if c.isprintable() else " " if c.isspace() else _UNPRINTABLE for c in text)
+    return _GREEK_INDEX.sub(_with_index, text)
+
+
+def symbols(label: str) -> str:
+    """Return the name of an axis as it stands on paper: W₀ for W_0, which may be a run's name."""
+    return _LATIN_INDEX.sub(_with_index, plain(label))
+
+
+def _with_index(found: re.Match[str]) -> str:
+    return found[1] + found[2].translate(_INDICES)
+
+
+def broken(label: str, room: float, preset: Preset) -> list[str]:
+    """Return the lines of an axis' name, broken before its unit where it outgrows `room` inches."""
+    label = symbols(label)
+    if text_width(label, preset, preset.size) <= room:
+        return [label]
+    symbol, bracket, unit = label.rpartition(" (")
+    parts = [symbol, f"({unit}"] if bracket else [label]
+    return [line for part in parts for line in wrap(part, room, preset, preset.size)]
 
 
 def _title_lines(panel: Panel, width: float, preset: Preset) -> int:
     return len(wrap(panel.title, width + 0.1, preset, preset.size, most=2))
 
 
-def _height_of(panel: Panel, width: float) -> float:
+def _height_of(panel: Panel, width: float, narrow: bool) -> float:
     if panel.square:
         return min(width, 3.4)
-    high = min(0.92 * width, 0.95 + 0.4 * width)
+    high = min(0.92 * width, 0.75 + 0.32 * width if narrow else 0.95 + 0.4 * width)
     layers = max((len(m.y) for m in panel.marks if isinstance(m, Heat)), default=0)
     # A heat map of many layers is higher, so that a layer is still a strip and not a hair.
     return max(high, min(layers * 0.035, 1.6 * width))
@@ -259,9 +291,9 @@ def thinned(places: Sequence[float], sizes: Sequence[float]) -> list[int]:
     Returns
     -------
     list of int
-        The first and every so many-th after it.
+        The first and every second, fifth, tenth, … after it.
     """
-    for every in range(1, len(places) + 1):
+    for every in (n * 10**power for power in range(len(str(len(places)))) for n in (1, 2, 5)):
         kept = range(0, len(places), every)
         if all(
             places[b] - places[a] >= (sizes[a] + sizes[b]) / 2

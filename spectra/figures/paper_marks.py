@@ -129,7 +129,10 @@ def _(mark: Numbers, axes: Axes, look: Look, order: float) -> None:
     size = look.number_size if mark.size is None else mark.size
     anchors = style.map_colours(mark.map)
     places = np.asarray(mark.places, float)
-    shades = {place: style.blend(anchors, place) for place in np.unique(places)}
+    shades = {
+        place: style.colour(mark.ink) if mark.ink else style.blend(anchors, place)
+        for place in np.unique(places)
+    }
     for x, y, text, place in zip(mark.x, mark.y, mark.texts, places, strict=True):
         # Out of the layout: thousands of numbers would each be measured again and again.
         axes.text(
@@ -163,7 +166,11 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
                 zorder=order,
             )  # fmt: skip
         )
-    axes.pcolormesh(x, y, values, norm=norm, cmap=colours, shading="flat", zorder=order)
+    # As an image within the file: smaller from a hundred cells on (80 layers × 40 steps × 4 panels:
+    # 76 KB instead of 328 KB), and without the hairlines that viewers leave between shapes.
+    axes.pcolormesh(
+        x, y, values, norm=norm, cmap=colours, shading="flat", zorder=order, rasterized=True
+    )
 
 
 @_draw.register

@@ -298,7 +298,11 @@ def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
             "size": size,
             "style": slant,
             "weight": weight,
-            "color": [shades[i] for i in np.rint(places * (_SHADES - 1)).astype(int).tolist()],
+            "color": (
+                style.colour(mark.ink, place.dark)
+                if mark.ink
+                else [shades[i] for i in np.rint(places * (_SHADES - 1)).astype(int).tolist()]
+            ),
         },
         "showlegend": False,
     }

@@ -11,11 +11,6 @@ import plotly.graph_objects as go
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, Chart, ColourBar, Entry, Inset, Numbers, Panel
-from spectra.figures.plotly_before import (  # noqa: F401
-    draw_layer_curves,
-    draw_run_curves,
-    draw_trajectory,
-)
 from spectra.figures.plotly_marks import (
     PIXELS_PER_POINT,
     Place,

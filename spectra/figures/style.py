@@ -244,7 +244,7 @@ def tick(value: float, powers: bool) -> str:
     """Return a tick of a linear axis: ``0.002``, or ``2e−5`` where the axis needs `powers`."""
     if value == 0:
         return "0"
-    text = f"{value:.4g}"
+    text = f"{value:.6g}"
     if powers:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

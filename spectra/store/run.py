@@ -353,14 +353,22 @@ def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
         If one cannot be read.
     """
     frames = []
-    for run in runs:
+    for run, name in zip(runs, run_names(runs), strict=True):
         frame = run.read_drift() if table == "drift" else run.read_training()
-        twins = [other.path.resolve() for other in runs if other.name == run.name]
-        if len(twins) > 1:
-            label = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
-            frame = frame.assign(run=label)
-        frames.append(frame)
+        frames.append(frame.assign(run=name))
     return pd.concat(frames, ignore_index=True)
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return a name for each run: its folder's, with the folders above it where two share it."""
+    names = []
+    for run in runs:
+        twins = {other.path.resolve() for other in runs if other.name == run.name}
+        name = run.name
+        if len(twins) > 1:
+            name = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
+        names.append(name)
+    return names
 
 
 def software_versions() -> dict[str, str]:
