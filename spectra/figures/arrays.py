@@ -210,6 +210,7 @@ def _spectra(rows: pd.DataFrame) -> Iterator[Spectrum]:
     for layer, value, stored in zip(rows["layer"], rows["sigma"], changes, strict=True):
         sigma, change = array_of(value), array_of(stored)
         assert sigma is not None
-        known = change is not None and len(change) == len(sigma)
-        base = np.maximum(sigma - change, 0.0) if known else None
+        base = None
+        if change is not None and len(change) == len(sigma):
+            base = np.maximum(sigma - change, 0.0)
         yield Spectrum(int(layer), sigma, base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ _MARKERS = {LEFT: "circle", RIGHT: "square"}
 # Left and right turn alike where two values lie close: the wider line shows below the thin one.
 _PENS = {LEFT: (1.4, 0.8), RIGHT: (0.6, 1.0)}
 _SHADE = 0.3
+# A noise floor below this part of an axis is thinner than a line.
+_SEEN = 0.002
 
 
 def matrix(
@@ -183,11 +185,17 @@ def describe_matrix(
                 f"{run if run == method or run.startswith(f'{method}-') else f'{method} · {run}'}, "
                 f"layer {layer} {clean(module)}{size} at step {step}.",
                 *drift_sentences(found),
+                *_zone_sentences(panels),
                 *turn_sentences(found, shaded),
                 *missing_sentences(found),
             ]
         ),
     )
+
+
+def _zone_sentences(panels: Sequence[Panel]) -> Iterator[str]:
+    if any(isinstance(mark, Zone) for panel in panels for mark in panel.marks):
+        yield "Grey along an axis: noise floors, means over all indices."
 
 
 # The panels
@@ -220,7 +228,7 @@ def _change_panel(found: Matrix, change: Floats) -> Panel:
     margin = margin if margin > 0 else 1.0
     low, high = low - margin, high + margin
     marks: list[Mark] = []
-    if noise > 0:
+    if noise > _SEEN * (high - low):
         high = reach((low, high), [noise])[1]
         low = -reach((-high, -low), [noise])[1]
         marks.append(Zone(y=(-noise, noise)))
@@ -278,7 +286,7 @@ def _turn_panel(found: Matrix, shaded: NDArray[np.bool_]) -> Panel:
 
 def _leading_panels(found: Matrix) -> Iterator[Panel]:
     for side, values in found.leading.items():
-        name = "|U_0ᵀU_t|" if side == LEFT else "|V_0ᵀV_t|"
+        name = "|U₀ᵀUₜ|" if side == LEFT else "|V₀ᵀVₜ|"
         p = len(values)
         middles = np.arange(1.0, p + 1)
         ends = (0.5, p + 0.5)
@@ -300,7 +308,7 @@ def _index(found: Matrix) -> Axis:
 def _line(y: Floats, entry: str, head: str, width: float, opacity: float = 1.0) -> Line:
     kept = peaks(y, _MOST_POINTS)
     return Line(
-        x=kept + 1.0,
+        x=kept.astype(np.float64) + 1,
         y=y[kept],
         ink=_INKS[entry],
         width=width,

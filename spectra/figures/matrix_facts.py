@@ -142,9 +142,6 @@ def drift_sentences(found: Matrix) -> Iterator[str]:
             parts.append(f"{symbol} = {short(value)}{of_noise}")
     if parts:
         yield "; ".join(parts) + "."
-    noises = [found.number(c) for c in ("sigma_noise", "d_noise")]
-    if any(n > 0 for n in noises):
-        yield "Grey along an axis: the noise floors, means over all indices."
 
 
 def turn_sentences(found: Matrix, shaded: NDArray[np.bool_]) -> Iterator[str]:

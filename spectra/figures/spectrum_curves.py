@@ -65,7 +65,7 @@ def values_chart(
 
     def curve(sigma: Floats) -> tuple[Floats, Floats]:
         chosen = few_indices(len(sigma), most)
-        x = chosen + 1.0
+        x = chosen.astype(np.float64) + 1
         y = np.where(sigma[chosen] >= low, sigma[chosen], np.nan)
         return (x if alike else x / len(sigma)), y
 
