@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,7 @@ def naming_damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_part(
-    path: Path, names: Iterable[str], where: Where | None = None, as_codes: Sequence[str] = ()
-) -> pa.Table:
+def read_part(path: Path, names: Iterable[str], where: Where | None = None) -> pa.Table:
     """Return the rows of a part, of those of the named columns that it has.
 
     Row groups in which no row can match `where` are not read.
@@ -53,8 +51,6 @@ def read_part(
         Columns, in the order of the result.
     where : mapping, optional
         Which rows; see `Where`. Its columns must be in the file.
-    as_codes : sequence of str
-        Columns of text to return as dictionaries.
 
     Raises
     ------
@@ -63,7 +59,7 @@ def read_part(
     OSError
         If it cannot be read; the message names it.
     """
-    with naming_damage(path), pq.ParquetFile(path, read_dictionary=list(as_codes)) as file:
+    with naming_damage(path), pq.ParquetFile(path) as file:
         available = set(file.schema_arrow.names)
         chosen = [n for n in names if n in available]
         if where is None:

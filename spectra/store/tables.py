@@ -113,19 +113,13 @@ class PartTable:
             p for p in self.folder.glob("*.parquet") if not p.name.startswith(TEMPORARY_PREFIX)
         )
 
-    def read_part(
-        self,
-        path: Path,
-        names: Sequence[str],
-        where: Where | None = None,
-        as_codes: Sequence[str] = (),
-    ) -> pa.Table:
+    def read_part(self, path: Path, names: Sequence[str], where: Where | None = None) -> pa.Table:
         """Return the rows of one of the `parts` as they were written, of the named columns.
 
         Parameters and errors as of `spectra.store.parts.read_part`; a part that a compaction has
         replaced meanwhile raises FileNotFoundError.
         """
-        return read_part(path, names, where, as_codes)
+        return read_part(path, names, where)
 
     def _write(self, tables: Iterable[pa.Table]) -> None:
         # Names sort by time of writing, so "later" needs no clock inside the files.
