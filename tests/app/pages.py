@@ -95,7 +95,13 @@ def look_again(test: AppTest) -> AppTest:
 
 def forget_listings() -> None:
     """What a page knows of the folders stands for a second, and a test has no second."""
-    st.cache_resource.clear()
+    for module, listing in (
+        ("dashboard_runs", "_walk"),
+        ("dashboard_runs", "_list_runs"),
+        ("dashboard_sweeps", "_list_sweeps"),
+    ):
+        if module in sys.modules:  # which the app's own script puts on the path
+            getattr(sys.modules[module], listing).clear()
 
 
 @contextmanager
