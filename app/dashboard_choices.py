@@ -239,6 +239,17 @@ def set_choice(name: str, *values: object) -> None:
     _remember(name, [str(value) for value in values] or None)
 
 
+def choose_elsewhere(memory: str, *values: object) -> None:
+    """Choose for the user what another page then begins with; no value: its default.
+
+    The URL stays that of this page, to which the browser's Back leads.
+    """
+    remembered = st.session_state.setdefault(_MEMORY, {})
+    remembered.pop(memory, None)
+    if values:
+        remembered[memory] = [str(value) for value in values]
+
+
 def hand_over(name: str, memory: str) -> None:
     """Begin a page's own choice (see `choose_one`) with the first of what other pages chose."""
     remembered = st.session_state.setdefault(_MEMORY, {})

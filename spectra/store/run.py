@@ -276,21 +276,32 @@ class Run:
         layers: Collection[int] | None = None,
         columns: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """Return the per-index arrays; all by default.
+        """Return the arrays behind the drift rows; what is not asked for is not read.
 
         Parameters
         ----------
         step : int, optional
-            Only of this step.
-        steps, layers : collection of int, optional
-        modules : collection of str, optional
-            Only of these: other rows' arrays, which may be gigabytes, are not read.
+            One step.
+        steps, modules, layers : collection, optional
+            Only rows of these; all by default.
         columns : collection of str, optional
-            Only these, and the keys.
+            Read only these, and the keys; all by default. See
+            `spectra.store.SPECTRUM_ARRAYS`. Arrays that an earlier version of Spectra did not
+            compute are None.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not a run.
+        OSError
+            If a part cannot be read.
         """
-        chosen = {"step": steps if step is None else [step], "layer": layers, "module": modules}
-        filters = [(name, "in", list(of)) for name, of in chosen.items() if of is not None]
-        return self._named(self.spectrum.read(columns, filters or None))
+        self.read_settings()
+        if step is not None:
+            steps = {step} if steps is None else {step} & set(steps)
+        chosen = {"step": steps, "module": modules, "layer": layers}
+        where = {name: values for name, values in chosen.items() if values is not None}
+        return self._named(self.spectrum.read(columns, where or None))
 
     def read_training(self) -> pd.DataFrame:
         """Return one row a recorded step, with `run` and `method`; empty if none was recorded."""
