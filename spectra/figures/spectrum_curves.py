@@ -77,7 +77,7 @@ def values_chart(
     y = Axis("σᵢ (unit of the weights)", "σᵢ", limits, log=True)
     zone: tuple[Mark, ...] = ()
     if within is not None:
-        zone = (Zone(y=(within[0] or None, within[1])),)
+        zone = (Zone(y=(within[0] or None, within[1] if np.isfinite(within[1]) else None)),)
     hidden = sum(int((s.sigma < low).sum()) for stack in stacks for s in stack[-1].spectra)
     chart = _layer_chart(stacks, x, y, zone, curve)
     return (
