@@ -107,7 +107,12 @@ def save(figure: Any, path: Path | str) -> Path:
         If the file cannot be written; an earlier one of that name is untouched.
     """
     path = Path(path)
-    content = to_bytes(figure, path.suffix or str(path))
+    write_whole(path, to_bytes(figure, path.suffix or str(path)))
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".spectra-tmp-", suffix=path.suffix, dir=path.parent)
     try:
@@ -120,7 +125,6 @@ def save(figure: Any, path: Path | str) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return path
 
 
 def _printed(figure: Any, form: str) -> bytes:
