@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -200,10 +199,8 @@ def text_width(text: str, preset: Preset, size: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
-        font = FontProperties(family=list(fonts), size=size)
-        width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
+    font = FontProperties(family=list(fonts), size=size)
+    width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
     return float(width) / _MEASURED_DPI
 
 
