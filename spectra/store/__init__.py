@@ -9,6 +9,7 @@ from spectra.store.schema import (
     DRIFT_QUANTITIES,
     KEYS,
     SPECTRUM,
+    SPECTRUM_ARRAYS,
     TRAINING,
     TRAINING_QUANTITIES,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "DRIFT_QUANTITIES",
     "KEYS",
     "SPECTRUM",
+    "SPECTRUM_ARRAYS",
     "STATES",
     "TRAINING",
     "TRAINING_QUANTITIES",
