@@ -19,8 +19,14 @@ _BACKENDS: dict[str, Backend] = {
     ".png": "matplotlib",
     ".html": "plotly",
 }
-SCREEN_CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False}
-"""Plotly's options wherever a figure is shown: no logo, and no button that uploads the data."""
+SCREEN_CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "doubleClick": "reset",
+    "modeBarButtonsToRemove": ["autoScale2d"],
+}
+"""Plotly's options wherever a figure is shown: no logo, no button that uploads the data, and a
+double click goes back to the axes as drawn, not to whatever would show every mark."""
 
 # Names inside an SVG are hashes salted with this, instead of with a random number.
 _SALT = "spectra"

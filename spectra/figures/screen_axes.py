@@ -10,7 +10,7 @@ from spectra.figures.chart import Axis, ColourBar
 from spectra.figures.screen_layout import FONT_SIZE, SMALL_FONT_SIZE, broken
 from spectra.figures.screen_marks import bar_limits, text
 
-_TICK_PIXELS = {"x": 62, "y": 44}
+_TICK_PIXELS = {"x": 54, "y": 40}
 # Of fewer decades a value is not read by the powers of ten.
 _DECADES = 3
 

@@ -26,7 +26,7 @@ from spectra.figures.chart import (
     Zone,
 )
 from spectra.figures.noise import short
-from spectra.figures.spectrum_facts import DASHED, dashed_sentence
+from spectra.figures.spectrum_facts import DASHED, dashed_sentence, range_words, share_within
 from spectra.figures.style import dash, fraction
 
 _BINS = 60
@@ -59,8 +59,9 @@ def density_chart(
     panels, entries, beyond = [], [], 0
     ends: list[float] = []
     if within is not None:
-        ends = [math.log10(end) for end in within if end > 0]
-        pooled.append(Zone(x=(ends[0] if within[0] > 0 else None, ends[-1])))
+        left, right = (math.log10(end) if 0 < end < math.inf else None for end in within)
+        pooled.append(Zone(x=(left, right)))
+        ends = [end for end in (left, right) if end is not None]
     middles = (edges[:-1] + edges[1:]) / 2
     for i, (stack, group, of_group) in enumerate(zip(stacks, last, logs, strict=True)):
         shares = np.full((len(y), _BINS), np.nan)
@@ -104,8 +105,8 @@ def share_chart(
     assert within is not None
     steps = sorted({group.step for stack in stacks for group in stack})
     first, final = layer_range([group for stack in stacks for group in stack])
-    shares = [[_lying(s, within) for s in g.spectra] for stack in stacks for g in stack]
-    of_bases = [_lying(s, within) for stack in stacks for s in bases(stack[-1])]
+    shares = [[share_within(s.sigma, within) for s in g.spectra] for stack in stacks for g in stack]
+    of_bases = [share_within(s.sigma, within) for stack in stacks for s in bases(stack[-1])]
     lowest = min(min(v) for v in [*shares, of_bases] if v)
     limits = (-0.02, 1.02) if lowest < 0.5 else (lowest - 0.05 * (1 - lowest) - 0.005, 1.005)
     panels, based = [], False
@@ -114,7 +115,7 @@ def share_chart(
         if base := bases(stack[-1]):
             based = True
             x = np.array([s.layer for s in base], dtype=float)
-            y = np.array([_lying(s, within) for s in base])
+            y = np.array([share_within(s.sigma, within) for s in base])
             marks.append(Line(x, y, GREY, width=0.9, dash="dash", entry=DASHED))
         for group in stack:
             place = fraction(group.step, (steps[0], steps[-1]))
@@ -122,7 +123,7 @@ def share_chart(
             marks.append(
                 Line(
                     x=np.array(layers, dtype=float),
-                    y=np.array([_lying(s, within) for s in group.spectra]),
+                    y=np.array([share_within(s.sigma, within) for s in group.spectra]),
                     ink=Ink("step", place) if len(steps) > 1 else Ink("run", 0),
                     width=1.0,
                     marker="circle",
@@ -133,13 +134,12 @@ def share_chart(
         layer = Axis("layer", "layer", (first - 0.6, final + 0.6), integer=True)
         share = Axis("share of the singular values", "share", limits)
         panels.append(Panel(stack[-1].title, layer, share, tuple(marks)))
-    ends = f"{within[0]:g} to {within[1]:g}"
     several = len(steps) > 1
     chart = Chart(
         panels=tuple(panels),
         entries=(Entry(DASHED, "base W_0", GREY, "dash"),) if based else (),
         bar=ColourBar("step", "step", (steps[0], steps[-1])) if several else None,
-        reading=f"A point is one layer: the share of its singular values from {ends}.",
+        reading=f"A point is one layer: the share of its singular values {range_words(within)}.",
         link_x=True,
         link_y=True,
     )
@@ -177,7 +177,3 @@ def _ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
     every = max(1, math.ceil(len(values) / 12))
     found = [v for v in values if low <= math.log10(v) <= high]
     return tuple((math.log10(v), short(v)) for v in found[::every])
-
-
-def _lying(s: Spectrum, within: tuple[float, float]) -> float:
-    return float(np.mean((s.sigma >= within[0]) & (s.sigma <= within[1])))

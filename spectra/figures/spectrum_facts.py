@@ -93,9 +93,25 @@ def within_sentence(groups: Sequence[Group], within: tuple[float, float] | None)
     found = []
     for name, group in _by_module(groups):
         sigma = np.concatenate([s.sigma for g in group for s in g.spectra])
-        share = float(np.mean((sigma >= within[0]) & (sigma <= within[1])))
+        share = share_within(sigma, within)
         found.append(f"{_percent(share)} of {name}'s {sigma.size:,}")
-    return f"From {within[0]:g} to {within[1]:g} lie {', '.join(found)} singular values."
+    words = range_words(within)
+    return f"{words[0].upper()}{words[1:]} lie {', '.join(found)} singular values."
+
+
+def share_within(sigma: Floats, within: tuple[float, float]) -> float:
+    """Return the share of singular values in a range, both ends included."""
+    # As the values are stored: 1.1 is no float32.
+    low, high = np.asarray(within, dtype=np.float32).astype(np.float64)
+    return float(np.mean((sigma >= low) & (sigma <= high)))
+
+
+def range_words(within: tuple[float, float]) -> str:
+    """Return a range in words."""
+    low, high = within
+    if low > 0:
+        return f"from {low:g} up" if np.isinf(high) else f"from {low:g} to {high:g}"
+    return f"up to {high:g}"
 
 
 def reference_name(stack: Stack) -> str:
