@@ -335,7 +335,7 @@ def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
             "size": (mark.size or place.size) * PIXELS_PER_POINT,
             "style": slant,
             "weight": weight,
-"color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
+            "color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
         },
     }
     return trace | _told([(mark.hover, mark.pick, len(mark.x))], place.panel)
