@@ -27,7 +27,7 @@ from spectra.figures.chart import (
     Rule,
     Zone,
 )
-from spectra.figures.paper_layout import plain, wrap
+from spectra.figures.paper_layout import LINE, plain, wrap
 from spectra.figures.style import Preset
 
 DASHES: dict[str, Any] = {
@@ -133,12 +133,16 @@ def _(mark: Numbers, axes: Axes, look: Look, order: float) -> None:
         place: style.colour(mark.ink) if mark.ink else style.blend(anchors, place)
         for place in np.unique(places)
     }
-    for x, y, text, place in zip(mark.x, mark.y, mark.texts, places, strict=True):
-        # Out of the layout: thousands of numbers would each be measured again and again.
-        axes.text(
-            x, y, plain(text), color=shades[place], fontsize=size, fontstyle=slant,
-            fontweight=weight, ha="center", va="center", clip_on=True, zorder=order,
-        ).set_in_layout(False)  # fmt: skip
+    xs, ys = np.asarray(mark.x, float), np.asarray(mark.y, float)
+    inside = _between(xs, look.panel.x.limits) & _between(ys, look.panel.y.limits)
+    for i in np.flatnonzero(inside):
+        number = axes.text(
+            xs[i], ys[i], plain(mark.texts[i]), color=shades[places[i]], fontsize=size,
+            fontstyle=slant, fontweight=weight, ha="center", va="center", clip_on=True,
+            zorder=order,
+        )  # fmt: skip
+        # Thousands of numbers would each be measured for the layout.
+        number.set_in_layout(False)
 
 
 @_draw.register
@@ -149,9 +153,8 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
         cell_edges(np.asarray(a, float), a_log)
         for a, a_log in ((mark.x, look.panel.x.log), (mark.y, look.panel.y.log))
     )
-    values = np.asarray(mark.values, float)
-    # What is infinite, or has no logarithm, has the colour of that end.
-    values = np.ma.masked_invalid(np.clip(values, *look.bar.limits))
+    # What lies beyond the bar has the colour of its end, also 0 on a logarithmic one.
+    values = np.ma.masked_invalid(np.clip(np.asarray(mark.values, float), *look.bar.limits))
     if np.ma.getmaskarray(values).any():
         axes.add_patch(
             Rectangle(
@@ -228,7 +231,7 @@ def _(mark: Note, axes: Axes, look: Look, order: float) -> None:
     axes.annotate(
         text, (across, height), xycoords=frame, xytext=(0, 1.5 if mark.over else -1.5),
         textcoords="offset points", ha=mark.side, va="bottom" if mark.over else "top",
-        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=1.05,
+        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=LINE,
     ).set_in_layout(False)  # fmt: skip
 
 
@@ -260,6 +263,11 @@ def _lone(x: Floats, y: Floats) -> Any:
     there = np.isfinite(x) & np.isfinite(y)
     padded = np.concatenate([[False], there, [False]])
     return there & ~padded[:-2] & ~padded[2:]
+
+
+def _between(places: Floats, limits: tuple[float, float]) -> Any:
+    low, high = sorted(limits)
+    return (places >= low) & (places <= high)
 
 
 def _inside(
