@@ -26,16 +26,16 @@ from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
 from spectra.figures.over_layers import (
-    RATIOS,
     OverLayers,
+    Scale,
+    band_on,
     centre_of,
     horizontal,
-    inside,
+    line_on,
     listed,
     over_layers,
     sentences,
     value_scale,
-    without_infinite,
 )
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
@@ -49,6 +49,8 @@ from spectra.figures.selection import (
 from spectra.figures.style import dash
 
 COLUMNS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "ortho_u", "ortho_v")
+# κ of the whole W_t is thousands, and 1 as good as 0 on its axis.
+_BEST_AT_1 = ("kappa_p", "kappa_u", "kappa_v")
 # Up to so many lines in a panel, modules are told apart by their dashes; beyond, by panels.
 _MOST_LINES = 8
 # Bands of more lines cover each other.
@@ -167,7 +169,7 @@ def describe_conditioning(
             scale = value_scale(column, [v for c in group for v in _extent(c.over, bands)], log)
             y = Axis(label.name or label.symbol, label.symbol, scale.limits, log=scale.log)
             title = f"{label.symbol} · {clean(order[group[0].module])}" if split else label.symbol
-            marks = _marks(group, titles, order, scale.limits, bands, by_dash)
+            marks = _marks(group, titles, order, scale, bands, by_dash)
             panels.append(Panel(title, x, y, marks))
             notes.append(f"{title}: {scale.below}" if scale.below else "")
         shaded = shaded or bands
@@ -241,19 +243,18 @@ def _marks(
     curves: Sequence[_Curve],
     titles: Sequence[str],
     order: Sequence[str],
-    limits: tuple[float, float],
+    scale: Scale,
     bands: bool,
     by_dash: bool,
 ) -> tuple[Mark, ...]:
     marks: list[Mark] = []
-    if curves[0].column in RATIOS and limits[0] < 1 < limits[1]:
+    if curves[0].column in _BEST_AT_1 and scale.limits[0] < 1 < scale.limits[1]:
         marks.append(Rule(y=1.0))
     if bands:
         marks += [
             Band(
                 c.over.steps,
-                inside(c.over.low, limits),
-                inside(c.over.high, limits),
+                *band_on(c.over.low, c.over.high, scale),
                 Ink("run", c.run),
                 entry=_key(c.run),
             )
@@ -263,7 +264,7 @@ def _marks(
         marks.append(
             Line(
                 c.over.steps,
-                without_infinite(c.over.centre),
+                line_on(c.over.centre, scale),
                 Ink("run", c.run),
                 width=1.6,
                 dash=dash(c.module if by_dash else c.run),

@@ -80,7 +80,11 @@ def over_layers(rows: pd.DataFrame, column: str) -> OverLayers:
 
 
 def value_scale(
-    column: str, drawn: Iterable[Floats], log: bool | None, floors: Sequence[float] = ()
+    column: str,
+    drawn: Iterable[Floats],
+    log: bool | None,
+    floors: Sequence[float] = (),
+    sides: Iterable[Floats] = (),
 ) -> Scale:
     """Return limits for what is drawn of a column and its noise floors.
 
@@ -88,18 +92,20 @@ def value_scale(
     ----------
     column : str
     drawn : iterable of array
-        Lines and sides of bands; what is not finite is left out.
+        Lines, and other values that must be on the axis; what is not finite is left out.
     log : bool, optional
         By default for condition numbers that span over two decades.
     floors : sequence of float
+        Noise floors; see `reach`.
+    sides : iterable of array
+        Of bands about the lines: a logarithmic axis is not stretched down to them.
 
     Raises
     ------
     ValueError
         If `log` is asked for, and nothing is above 0.
     """
-    values = np.concatenate([np.asarray(d, dtype=float).ravel() for d in drawn])
-    values = values[np.isfinite(values)]
+    values, bands = _finite(drawn), _finite(sides)
     positive = values[values > 0]
     if log and not len(positive):
         raise ValueError(
@@ -109,10 +115,11 @@ def value_scale(
         spread = positive.max() / positive.min() if len(positive) else 1.0
         log = column in RATIOS and spread > _LOG_FROM_RATIO
     if log:
-        low, high = float(positive.min()), float(positive.max())
+        low, high = float(positive.min()), float(max(positive.max(), bands.max(initial=0)))
         margin = max((high / low) ** 0.04, 1.02)
         below = "Values of 0 lie below the logarithmic axis." if len(positive) < len(values) else ""
         return Scale(reach((low / margin, high * margin), floors, log=True), True, below)
+    values = np.concatenate([values, bands])
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     if low == high == 0:
         high = max((f for f in floors if f > 0), default=1.0)
@@ -128,23 +135,25 @@ def value_scale(
     return Scale(reach((low - margin, high + margin), floors), False, "")
 
 
-def inside(values: Floats, limits: tuple[float, float]) -> Floats:
-    """Return values of a band's side with those beyond the axis, 0 on a logarithmic, at its end."""
-    return np.clip(values, *limits)
+def line_on(values: Floats, scale: Scale) -> Floats:
+    """Return a line's values, with NaN, which breaks it, in place of what the axis cannot show."""
+    shown = np.isfinite(values) & (values > 0) if scale.log else np.isfinite(values)
+    return np.where(shown, values, math.nan)
+
+
+def band_on(low: Floats, high: Floats, scale: Scale) -> tuple[Floats, Floats]:
+    """Return a band's sides, cut off at the ends of the axis; a gap where all lies beyond."""
+    shown = (high >= scale.limits[0]) & (low <= scale.limits[1])
+    low, high = (np.where(shown, np.clip(side, *scale.limits), math.nan) for side in (low, high))
+    return low, high
 
 
 def horizontal(label: str, symbol: str, values: Iterable[Floats], *, integer: bool = False) -> Axis:
     """Return an axis that reaches a little beyond the finite `values`, left to right."""
-    found = np.concatenate([np.asarray(v, dtype=float).ravel() for v in values])
-    found = found[np.isfinite(found)]
+    found = _finite(values)
     low, high = (float(found.min()), float(found.max())) if len(found) else (0.0, 1.0)
     margin = 0.02 * (high - low) or max(0.02 * abs(high), 0.5)
     return Axis(label, symbol, (low - margin, high + margin), integer=integer)
-
-
-def without_infinite(values: Floats) -> Floats:
-    """Return the values with NaN, which breaks a line, in place of what is not finite."""
-    return np.where(np.isfinite(values), values, math.nan)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -157,3 +166,8 @@ def listed(names: Sequence[str]) -> str:
 def sentences(*parts: str) -> str:
     """Join what there is to say."""
     return " ".join(p for p in parts if p)
+
+
+def _finite(parts: Iterable[Floats]) -> Floats:
+    values = np.concatenate([np.empty(0), *(np.asarray(p, dtype=float).ravel() for p in parts)])
+    return values[np.isfinite(values)]
