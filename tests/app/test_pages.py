@@ -329,6 +329,31 @@ def test_a_run_that_is_watched_is_growing_between_its_steps(tmp_path):
         assert "a: sorsa, ● growing" in said(open_page(tmp_path))
 
 
+def test_a_growing_run_can_be_held_still(tmp_path, monkeypatch):
+    run = write_run(tmp_path, "a", finished=False)
+    every = []
+    fragment = st.fragment
+
+    def noted(*function, run_every=None):
+        every.append(run_every)
+        return fragment(*function, run_every=run_every)
+
+    monkeypatch.setattr(st, "fragment", noted)
+    assert "Hold still" not in [t.label for t in open_page(tmp_path).toggle]
+    (idle,) = every
+    with run.lock("recording"):
+        every.clear()
+        test = open_page(tmp_path)
+        (growing,) = every
+        assert 0 < growing < idle
+        every.clear()
+        test.toggle(key="choice-hold").set_value(True).run()
+
+    assert not test.exception and not test.error
+    assert every == []
+    assert dict(test.query_params) == {"hold": "on"}
+
+
 def test_an_interrupted_run_is_called_so(tmp_path):
     write_run(tmp_path, "a", finished=False)
 
