@@ -1,5 +1,6 @@
 """The dashboard under Streamlit's AppTest: what is said, what is drawn, what is kept."""
 
+import io
 import re
 import shlex
 import shutil
@@ -7,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import streamlit as st
 
 from spectra import cli, figures
-from spectra.figures import matplotlib_renderer
 from spectra.store import DRIFT_QUANTITIES, PartTable, Run, Sweep, SweepRun
 from tests.app.pages import (
     APP,
@@ -20,6 +21,7 @@ from tests.app.pages import (
     as_started,
     drawn,
     look_again,
+    matrix_arrays,
     open_page,
     records,
     said,
@@ -807,26 +809,48 @@ def test_the_command_repeats_the_choices(tmp_path):
         ("matrix", {"layer": "1", "module": "v_proj", "step": "20"}),
     ],
 )
-def test_the_command_on_the_page_draws_the_same(tmp_path, monkeypatch, page, query):
+def test_the_command_on_the_page_makes_the_file_that_it_offers(tmp_path, monkeypatch, page, query):
     write_run(tmp_path, "my run", layers=6, arrays=True)
+    offered = kept_downloads(monkeypatch)
     test = open_page(tmp_path, page, layers="0-3", steps="20-", **query)
     words = shlex.split(test.code[-1].value)
     monkeypatch.chdir(tmp_path)
-    caption = test.code[-2].value
-    described = []
-
-    def draw(chart, **options):
-        described.append(chart)
-        return draw_on_paper(chart, **options)
-
-    draw_on_paper = matplotlib_renderer.draw
-    monkeypatch.setattr(matplotlib_renderer, "draw", draw)
 
     assert not test.exception and not test.error
     assert words[0] == "spectra"
     assert cli.main(words[1:]) == 0
-    assert Path(words[-1]).read_bytes().startswith(b"%PDF")
-    assert described[0].caption == caption
+    made = Path(words[-1]).read_bytes()
+    assert made.startswith(b"%PDF")
+    assert offered["PDF"]() == made
+
+
+def test_the_rows_of_a_matrix_are_taken_along_by_index(tmp_path, monkeypatch):
+    write_run(tmp_path, "a", arrays=True)
+    offered = kept_downloads(monkeypatch)
+    open_page(tmp_path, "matrix", layer="1", step="20")
+
+    rows = pd.read_csv(io.BytesIO(offered["CSV"]()))
+
+    arrays = matrix_arrays(20)
+    assert rows["index"].tolist() == list(range(1, 25))
+    for name in ("sigma", "sigma_change", "overlap_u"):
+        assert rows[name].tolist() == pytest.approx(arrays[name], rel=1e-6)
+    assert rows[["run", "module", "layer", "step"]].drop_duplicates().values.tolist() == [
+        ["a", "q_proj", 1, 20]
+    ]
+
+
+def kept_downloads(monkeypatch):
+    """Return what the page offers, by the button's label, as the page goes on to fill it in."""
+    offered = {}
+    button = st.download_button
+
+    def keep(label, data, **options):
+        offered[label] = data
+        return button(label, data, **options)
+
+    monkeypatch.setattr(st, "download_button", keep)
+    return offered
 
 
 def test_the_app_works_where_a_wheel_puts_it(tmp_path):
