@@ -19,6 +19,8 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+LINE = 1.15
+"""Distance of lines within a text; STIX asks for twice that, made for formulas."""
 OVERHANG = 0.08
 """How far an axis' name may stand out beyond its panel, inches."""
 # σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.
@@ -258,8 +260,11 @@ def broken(label: str, room: float, preset: Preset) -> list[str]:
     if text_width(label, preset, preset.size) <= room:
         return [label]
     symbol, bracket, unit = label.rpartition(" (")
-    parts = [symbol, f"({unit}"] if bracket else [label]
-    return [line for part in parts for line in wrap(part, room, preset, preset.size)]
+    if not bracket:
+        return wrap(label, room, preset, preset.size, most=2)
+    return [
+        line for part in (symbol, f"({unit}") for line in wrap(part, room, preset, preset.size, 2)
+    ]
 
 
 def _title_lines(panel: Panel, width: float, preset: Preset) -> int:

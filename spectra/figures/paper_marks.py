@@ -27,7 +27,7 @@ from spectra.figures.chart import (
     Rule,
     Zone,
 )
-from spectra.figures.paper_layout import plain, wrap
+from spectra.figures.paper_layout import LINE, plain, wrap
 from spectra.figures.style import Preset
 
 DASHES: dict[str, Any] = {
@@ -224,14 +224,14 @@ def _(mark: Frame, axes: Axes, look: Look, order: float) -> None:
 @_draw.register
 def _(mark: Note, axes: Axes, look: Look, order: float) -> None:
     size = look.preset.small - 0.5
-    text = "\n".join(wrap(mark.text, look.width * 0.95, look.preset, size))
+    text = "\n".join(wrap(mark.text, look.width * 0.95, look.preset, size, most=3))
     across = 0.01 if mark.side == "left" else 0.99
     frame: Any = axes.transAxes if mark.y is None else axes.get_yaxis_transform()
     height = 1.0 if mark.y is None else float(np.clip(mark.y, *sorted(look.panel.y.limits)))
     axes.annotate(
         text, (across, height), xycoords=frame, xytext=(0, 1.5 if mark.over else -1.5),
         textcoords="offset points", ha=mark.side, va="bottom" if mark.over else "top",
-        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=1.05,
+        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=LINE,
     ).set_in_layout(False)  # fmt: skip
 
 
