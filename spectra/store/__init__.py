@@ -2,6 +2,7 @@
 
 from spectra.store.attempts import Attempt
 from spectra.store.files import whole_file
+from spectra.store.follower import Follower
 from spectra.store.groups import RunGroup, group_labels, group_runs, regularized_pairs
 from spectra.store.run import Run, expand_runs, find_runs, read_runs, run_names, software_versions
 from spectra.store.schema import (
@@ -26,6 +27,7 @@ __all__ = [
     "TRAINING",
     "TRAINING_QUANTITIES",
     "Attempt",
+    "Follower",
     "PartTable",
     "Run",
     "RunGroup",
