@@ -229,7 +229,7 @@ def choose_flag(name: str, label: str, explanation: str) -> bool:
 
 def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool | None:
     """Show the choice of a linear or logarithmic axis; None where the figure chooses, as usual."""
-    texts = {"auto": "as the values ask for", "linear": "linear", "log": "logarithmic"}
+    texts = {"auto": "automatic", "linear": "linear", "log": "logarithmic"}
     chosen = choose_one(name, label, list(texts), show=texts.__getitem__)
     return None if chosen == "auto" else chosen == "log"
 
@@ -237,6 +237,17 @@ def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool
 def set_choice(name: str, *values: object) -> None:
     """Choose for the user, in a callback or before the widget is shown; no value: the default."""
     _remember(name, [str(value) for value in values] or None)
+
+
+def choose_elsewhere(memory: str, *values: object) -> None:
+    """Choose for the user what another page then begins with; no value: its default.
+
+    The URL stays that of this page, to which the browser's Back leads.
+    """
+    remembered = st.session_state.setdefault(_MEMORY, {})
+    remembered.pop(memory, None)
+    if values:
+        remembered[memory] = [str(value) for value in values]
 
 
 def hand_over(name: str, memory: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
-from dashboard_choices import choose_many, choose_one, hand_over
+from dashboard_choices import choose_flag, choose_many, choose_one, hand_over
 from dashboard_markup import escape, one_line
 from dashboard_rows import quoted, warn
 from dashboard_runs import RunEntry, list_runs, root_folder
@@ -20,7 +20,7 @@ from spectra.figures.drawing import draw
 _REFRESH_SECONDS = 3
 # Where nothing grows, a run may still begin.
 _IDLE_SECONDS = 20
-_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
+_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
 _PROBLEMS_SHOWN = 3
 RUNS_SHOWN = 8
 """Runs that a page shows before the user chose: more are a wall of small panels."""
@@ -76,7 +76,16 @@ def open_root(title: str, reading: str) -> Listing:
     except OSError as error:
         st.error(escape(error))
         st.stop()
-    _watch(root, entries, sweeps)
+    growing = any(entry.state == "growing" for entry in entries)
+    with st.sidebar:
+        held = growing and choose_flag(
+            "hold",
+            "Hold still",
+            "A growing run is drawn anew at each of its steps, which ends a zoom. This waits with "
+            "it until you choose something.",
+        )
+    if not held:
+        _watch(root, entries, sweeps, growing)
     if not entries:
         st.info(f"There are no runs in {escape(root)} yet. Make one with any of these:")
         st.code(
@@ -122,7 +131,8 @@ def open_page(
             if len(chosen) < len(labels):
                 st.caption(f"{len(chosen)} of {len(labels)} runs shown.")
         # st.text, not Markdown: a run's name is shown as it is.
-        st.text("\n".join(_describe(labels[label]) for label in chosen))
+        if told := "\n".join(filter(None, (_tell_state(labels[label]) for label in chosen))):
+            st.text(told)
     if not chosen:
         st.info("Choose at least one run in the sidebar.")
         st.stop()
@@ -211,9 +221,10 @@ def _tell_problems(listing: Listing) -> None:
         st.warning(f"A sweep is not shown as one: {escape(problem)}")
 
 
-def _watch(root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry]) -> None:
+def _watch(
+    root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry], growing: bool
+) -> None:
     """Draw the page again when a run appears, or a file of one or of a sweep changes."""
-    growing = any(entry.state == "growing" for entry in entries)
 
     @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else _IDLE_SECONDS)
     def look() -> None:
@@ -227,5 +238,8 @@ def _watch(root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry]) 
     look()
 
 
-def _describe(entry: RunEntry) -> str:
-    return one_line(f"{entry.label}: {entry.method}, {_STATE_MARKS.get(entry.state, entry.state)}")
+def _tell_state(entry: RunEntry) -> str:
+    """Return a line on a run that is not over; of the others the figure says all."""
+    if entry.state not in _STATE_MARKS:
+        return ""
+    return one_line(f"{entry.label}: {entry.method}, {_STATE_MARKS[entry.state]}")

@@ -83,7 +83,7 @@ def read_arrays(
         st.info(f"{escape(entry.label)} holds no singular values of this step\\. To compute them:")
         st.code(f"spectra analyze {quoted(entry.path)}", language="bash")
         st.stop()
-    return _named(rows, entry)
+    return _named(rows, entry.label, entry.method)
 
 
 def read_run_drift(entry: RunEntry, columns: Collection[str]) -> pd.DataFrame:
@@ -94,7 +94,9 @@ def read_run_drift(entry: RunEntry, columns: Collection[str]) -> pd.DataFrame:
     OSError, ValueError
         If a file is damaged or gone.
     """
-    return _named(_read_drift(str(entry.path), entry.drift_files, tuple(columns)), entry)
+    return _read_drift(
+        str(entry.path), entry.label, entry.method, entry.drift_files, tuple(columns)
+    )
 
 
 def read_run_training(entry: RunEntry) -> pd.DataFrame:
@@ -105,7 +107,7 @@ def read_run_training(entry: RunEntry) -> pd.DataFrame:
     OSError, ValueError
         If the file is damaged or gone.
     """
-    return _named(_read_training(str(entry.path), entry.training_files), entry)
+    return _read_training(str(entry.path), entry.label, entry.method, entry.training_files)
 
 
 def ask_for_analysis(without: Sequence[RunEntry]) -> None:
@@ -162,22 +164,24 @@ def _join(
     return pd.concat(_tables, ignore_index=True)
 
 
-def _named(rows: pd.DataFrame, entry: RunEntry) -> pd.DataFrame:
-    method = rows["method"].astype(object).fillna(entry.method) if len(rows) else rows["method"]
-    named = rows.assign(run=entry.label, method=method)
+def _named(rows: pd.DataFrame, label: str, method: str) -> pd.DataFrame:
+    """Return rows under the run's label, with their keys as categories."""
+    named = rows.assign(run=label, method=rows["method"].astype(object).fillna(method))
     keys = [name for name in ("run", "method", "module") if name in named]
     return named.astype(dict.fromkeys(keys, "category"))
 
 
 # The files' state is not read inside: it is in the key, so that new files are new entries.
 @st.cache_resource(max_entries=_TABLES_HELD, show_spinner=False)
-def _read_drift(path: str, files: FileState, columns: tuple[str, ...]) -> pd.DataFrame:
-    return Run(path).read_drift(["run", "method", *columns])
+def _read_drift(
+    path: str, label: str, method: str, files: FileState, columns: tuple[str, ...]
+) -> pd.DataFrame:
+    return _named(Run(path).read_drift(["run", "method", *columns]), label, method)
 
 
 @st.cache_resource(max_entries=_TABLES_HELD, show_spinner=False)
-def _read_training(path: str, files: FileState) -> pd.DataFrame:
-    return Run(path).read_training()
+def _read_training(path: str, label: str, method: str, files: FileState) -> pd.DataFrame:
+    return _named(Run(path).read_training(), label, method)
 
 
 @st.cache_resource(max_entries=_ARRAYS_HELD, show_spinner=False)

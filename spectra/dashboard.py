@@ -37,6 +37,9 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
+        # Streamlit's own red reads as a warning; these stand apart from either ground.
+        "theme.light.primaryColor": "#1f6f8b",
+        "theme.dark.primaryColor": "#4aa3c0",
         # Python collects garbage anyway; a full round after every choice would delay the next.
         "runner.postScriptGC": "false",
     }

@@ -19,7 +19,7 @@ from spectra import figures
 from spectra.figures.comparison import describe_compare
 from spectra.store import DRIFT_QUANTITIES, TRAINING_QUANTITIES, group_labels, run_names
 
-_BY = {"step": "step", "tokens": "tokens seen", "loss": "training loss"}
+_BY = {"step": "step", "tokens": "tokens seen", "loss": "training loss", "seconds": "time"}
 _OF_THE_TABLE = ("delta_sigma", "delta_d", "kappa")
 
 entries = open_page(

@@ -21,7 +21,7 @@ from spectra.store import regularized_pairs, run_names
 
 _COLUMNS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "ortho_u", "ortho_v")
 _RATIOS = ("kappa_p", "kappa", "kappa_u", "kappa_v")
-_VIEWS = {"steps": "over the steps", "ratio": "ratio of paired runs (Theorem 5)"}
+_VIEWS = {"steps": "over the steps", "ratio": "ratio of pairs (Thm. 5)"}
 _NOBODY = "none"
 _BETWEEN = " / "
 
@@ -38,6 +38,10 @@ with st.sidebar:
 
 def label_of(column: str) -> str:
     return figures.label_of(column).axis
+
+
+def symbol_of(column: str) -> str:
+    return figures.label_of(column).symbol
 
 
 def choose_pairs() -> list[tuple[str, str]]:
@@ -81,7 +85,7 @@ all_steps = [int(step) for step in sorted(drift["step"].unique())]
 with st.sidebar:
     if view == "steps":
         filled = [c for c in columns if c in drift and drift[c].notna().any()]
-        columns = choose_many("condition", "Quantities", filled, show=label_of)
+        columns = choose_many("condition", "Quantities", filled, show=symbol_of)
     modules = choose_modules(all_modules)
     layers = choose_layers(all_layers)
     steps = choose_range("steps", "Steps", all_steps)

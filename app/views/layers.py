@@ -4,13 +4,13 @@ from functools import partial
 
 import streamlit as st
 from dashboard_choices import (
+    choose_elsewhere,
     choose_flag,
     choose_layers,
     choose_modules,
     choose_one,
     choose_range,
     choose_scale,
-    set_choice,
 )
 from dashboard_export import take_along
 from dashboard_markup import escape
@@ -69,13 +69,12 @@ else:
 
 def open_matrix(picked: Picked) -> None:
     """Open the page of the matrix that was clicked on."""
-    words = {"run": picked.run, "module": picked.module, "layer": str(picked.layer)}
+    choose_elsewhere("one run", picked.run)
+    choose_elsewhere("one module", picked.module)
+    choose_elsewhere("layer", picked.layer)
     # The last step is left open, so that the page follows a run that grows.
-    last = picked.step == all_steps[-1]
-    set_choice("step")
-    st.switch_page(
-        view("matrix"), query_params=words if last else words | {"step": str(picked.step)}
-    )
+    choose_elsewhere("step", *([] if picked.step == all_steps[-1] else [picked.step]))
+    st.switch_page(view("matrix"))
 
 
 shown = show(

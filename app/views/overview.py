@@ -2,7 +2,7 @@
 
 import pandas as pd
 import streamlit as st
-from dashboard_choices import choose_one, set_choice
+from dashboard_choices import choose_elsewhere, choose_one
 from dashboard_markup import escape, one_line
 from dashboard_pages import PAGES, view
 from dashboard_parts import open_root
@@ -94,8 +94,10 @@ with st.container(horizontal=True):
     for page, title in PAGES.items():
         if page != "overview" and st.button(title, key=f"open-{page}", disabled=not usable):
             # Labels are those of all runs; the choice of a sweep made earlier does not hide them.
-            set_choice("sweep")
-            st.switch_page(view(page), query_params={"run": usable})
+            choose_elsewhere("sweep")
+            choose_elsewhere("run", *usable)
+            choose_elsewhere("one run")
+            st.switch_page(view(page))
 
 for sweep in listing.sweeps:
     st.subheader("Sweep", anchor=False)

@@ -52,11 +52,20 @@ with st.sidebar:
     else:
         steps = [choose_step(all_steps)]
     low, high = choose_number_range(
-        "within", "σ from", "to", "A range of σ; how many singular values lie in it is counted."
+        "within",
+        "σ from",
+        "to",
+        "A range of σ: values in it are counted. 0.1 to 1.1 by default for shares.",
     )
+within = None
+if low is not None or high is not None:
+    within = (max(low or 0.0, 0.0), float("inf") if high is None else high)
+    if not within[0] < within[1]:
+        st.warning("The range of σ is empty: its upper end must be above 0 and the lower one.")
+        within = None
 options = {
     "view": view,
-    "within": None if low is None and high is None else (low or 0.0, high or float("inf")),
+    "within": within,
     "modules": None if modules == all_modules else modules,
     "layers": None if layers == all_layers else layers,
     "steps": steps,

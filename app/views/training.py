@@ -8,14 +8,14 @@ from dashboard_rows import read_training
 from dashboard_sweeps import show_values
 
 from spectra import figures
-from spectra.figures.step_curves import describe_training
+from spectra.figures.training_curves import describe_training
 from spectra.store import TRAINING_QUANTITIES
 
 _USUAL = ("loss", "grad_norm")
 _SMOOTHING = {
-    "auto": "as the record's length asks for",
+    "auto": "automatic",
     "1": "none",
-    **{n: f"over {n} recorded steps" for n in ("5", "10", "20", "50", "100")},
+    **{n: f"over {n} steps" for n in ("5", "10", "20", "50", "100")},
 }
 
 entries = open_page(
@@ -33,16 +33,20 @@ def axis_of(column: str) -> str:
     return "step" if column == "step" else figures.label_of(column).axis
 
 
+def symbol_of(column: str) -> str:
+    return "step" if column == "step" else figures.label_of(column).symbol
+
+
 all_steps = [int(step) for step in sorted(training["step"].unique())]
 with st.sidebar:
     columns = choose_many(
         "quantity",
         "Quantities",
         filled,
-        show=axis_of,
+        show=symbol_of,
         default=[c for c in _USUAL if c in filled] or filled[:1],
     )
-    against = choose_one("against", "Against", ["step", *filled], show=axis_of)
+    against = choose_one("against", "Against", ["step", *filled], show=symbol_of)
     steps = choose_range("steps", "Steps", all_steps)
     smooth = choose_one("smooth", "Running mean", list(_SMOOTHING), show=_SMOOTHING.__getitem__)
     log = choose_scale()

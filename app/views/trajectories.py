@@ -24,8 +24,8 @@ _AXES = {"shared": "the same in every panel", "free": "each panel its own"}
 
 entries = open_page(
     "Trajectories",
-    "Right: singular values changed. Up: singular vectors turned. A number is a layer, its colour "
-    "the step; the thick line is the mean over the layers, from the base at the origin.",
+    "Where the singular values and vectors of every layer went. A number is a layer, its colour "
+    "the step; a thick line is the mean over the layers.",
 )
 with st.sidebar:
     overlay = choose_flag("overlay", "All runs in one panel", "Instead of a panel a run.")

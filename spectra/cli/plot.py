@@ -227,15 +227,25 @@ def _read_arrays(
     figure: Figure, run: Run, chosen: Mapping[str, Any], columns: list[str] | None
 ) -> pd.DataFrame:
     """Return the arrays of the steps that the figure draws; those of all steps may be gigabytes."""
+    from spectra.figures import write_numbers
+
+    keys = run.spectrum.read(["step"])
+    present = sorted(set(keys["step"]))
     if figure.name == "matrix":
-        return run.read_spectrum(
-            chosen["step"], modules=[chosen["module"]], layers=[chosen["layer"]], columns=columns
+        steps = [chosen["step"]]
+        modules, layers = [chosen["module"]], [chosen["layer"]]
+    else:
+        steps = present[-1:]
+        if "steps" in chosen:
+            steps = [step for step in present if step in chosen["steps"]]
+            if chosen.get("view") != "share":
+                steps = [*steps[:1], *steps[1:][-1:]]
+        modules, layers = chosen.get("modules"), chosen.get("layers")
+    rows = run.read_spectrum(steps=steps, modules=modules, layers=layers, columns=columns)
+    if rows.empty and present:
+        raise ValueError(
+            f"{run.path} has no singular values of these modules, layers and steps: it has "
+            f"{', '.join(sorted(set(keys['module'])))}; layers {write_numbers(keys['layer'])}; "
+            f"steps {write_numbers(present, present)}."
         )
-    present = sorted(set(run.spectrum.read(["step"])["step"]))
-    wanted = present[-1:]
-    if "steps" in chosen:
-        wanted = [step for step in present if step in chosen["steps"]]
-        if chosen.get("view") != "share":
-            wanted = [*wanted[:1], *wanted[1:][-1:]]
-    modules, layers = chosen.get("modules"), chosen.get("layers")
-    return run.read_spectrum(steps=wanted, modules=modules, layers=layers, columns=columns)
+    return rows

@@ -192,7 +192,7 @@ def describe_heatmap(
             _floor_sentence(shown, column, under, known),
             scale.beyond,
             f"Without a value: {nothing} cells." if nothing else "",
-            thinning_sentence("Cells", min(most, columns), most),
+            thinning_sentence("Cells of", min(most, columns), most),
         ),
         link_x=True,
         link_y=True,

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from spectra.figures.comparison import BY
+from spectra.figures.spectrum_views import VIEWS
+from spectra.figures.style import PRESETS
+
 Kind = Literal["name", "names", "numbers", "number", "pair", "choice", "switch"]
 """What a value is: text, texts, whole numbers, one whole number, two numbers, one of a few texts,
 or on and off."""
@@ -391,6 +395,10 @@ def _of_spectrum(table: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     return ("sigma", "sigma_change")
 
 
+def _of_table(table: str, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return ("delta_sigma", "delta_d", "kappa") if table == "drift" else None
+
+
 def _everything(table: str, options: Mapping[str, Any]) -> None:
     return None
 
@@ -403,7 +411,12 @@ _STEPS = Option("steps", "numbers", "such as 0-60 or 0,20,40; all by default")
 _LOG = Option("log", "switch", "logarithmic axis; by default where the values ask for it")
 _ROWS = (_MODULES, _LAYERS, _STEPS)
 _LOOK = (
-    Option("preset", "name", "width and fonts of a venue (PDF, SVG, PGF, PNG), such as icml-1"),
+    Option(
+        "preset",
+        "choice",
+        "width and fonts of a venue (PDF, SVG, PGF, PNG); the caption is then printed",
+        choices=tuple(PRESETS),
+    ),
 )
 
 
@@ -482,8 +495,8 @@ _TABLE = (
                 "view",
                 "choice",
                 "σ against index, density, cumulative energy, or the share within a range",
-                "values",
-                ("values", "density", "energy", "share"),
+                VIEWS[0],
+                VIEWS,
             ),
             Option("within", "pair", "LOW,HIGH: the range of the share, in the unit of σ"),
             *_ROWS,
@@ -535,13 +548,7 @@ _TABLE = (
         ("drift", "training"),
         (
             _column("delta_d", "column of drift or of training"),
-            Option(
-                "by",
-                "choice",
-                "what the runs are aligned by",
-                "step",
-                ("step", "tokens", "loss"),
-            ),
+            Option("by", "choice", "what the runs are aligned by", BY[0], BY),
             *_ROWS,
             _LOG,
             *_LOOK,
@@ -554,7 +561,7 @@ _TABLE = (
         "where every method ended, with the mean and spread over its seeds: LaTeX or CSV",
         ("drift", "training"),
         (_MODULES, _LAYERS),
-        _everything,
+        _of_table,
         ("runs/methods",),
         "comparison_table",
     ),

@@ -19,6 +19,8 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+LINE = 1.15
+"""Distance of lines within a text; STIX asks for twice that, made for formulas."""
 OVERHANG = 0.08
 """How far an axis' name may stand out beyond its panel, inches."""
 # σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.

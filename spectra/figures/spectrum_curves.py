@@ -43,8 +43,10 @@ from spectra.figures.spectrum_facts import (
 )
 from spectra.figures.style import fraction
 
-# Lines of one shade are one mark: more shades of one colour map than these look alike.
+# Lines of one shade are one mark. More shades of one colour map look alike, and more marks than
+# these, over all panels, take a browser longer than all their points.
 _MOST_SHADES = 16
+_MOST_MARKS = 80
 # Singular values are stored as float32: below this share of the largest they are its rounding.
 _RESOLVED = 1e-7
 
@@ -128,6 +130,7 @@ def _layer_chart(
 ) -> Chart:
     """Return a panel a stack with a line a layer, its colour the layer, the reference dashed."""
     first, final = layer_range([stack[-1] for stack in stacks])
+    shades = min(_MOST_SHADES, max(_MOST_MARKS // len(stacks), 1), final - first + 1)
     panels, name = [], ""
     for stack in stacks:
         marks = list(behind)
@@ -144,7 +147,7 @@ def _layer_chart(
                 )
             )
             name = name or reference_name(stack)
-        marks += _layer_lines(stack[-1], (first, final), curve)
+        marks += _layer_lines(stack[-1], (first, final), shades, curve)
         panels.append(Panel(stack[-1].title, x, y, tuple(marks)))
     bar = ColourBar("layer", "layer", (first, final)) if final > first else None
     entries = (Entry(DASHED, name, GREY, "dash"),) if name else ()
@@ -152,9 +155,11 @@ def _layer_chart(
 
 
 def _layer_lines(
-    group: Group, ends: tuple[int, int], curve: Callable[[Floats], tuple[Floats, Floats]]
+    group: Group,
+    ends: tuple[int, int],
+    shades: int,
+    curve: Callable[[Floats], tuple[Floats, Floats]],
 ) -> Iterable[Line]:
-    shades = min(_MOST_SHADES, ends[1] - ends[0] + 1)
     by_shade: dict[int, list[Spectrum]] = {}
     for s in group.spectra:
         by_shade.setdefault(round(fraction(s.layer, ends) * (shades - 1)), []).append(s)

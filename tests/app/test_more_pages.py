@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,13 +29,14 @@ from tests.app.pages import (
 from tests.figures.rows import drift_rows, training_rows
 
 PAGES = ["spectrum", "conditioning", "training", "compare"]
+RATIO: tuple[str, dict[str, Any]] = ("conditioning", {"view": "ratio"})
 # Every way in which one of these pages draws: what the link says.
-VIEWS = [
+VIEWS: list[tuple[str, dict[str, Any]]] = [
     *(("spectrum", {"view": view}) for view in ("values", "density", "energy", "share")),
     ("spectrum", {"view": "share", "within": "0.5:2", "steps": "20-", "module": "v_proj"}),
     ("conditioning", {}),
     ("conditioning", {"condition": ["kappa", "ortho_u"], "scale": "log", "layers": "0,2"}),
-    ("conditioning", {"view": "ratio"}),
+    RATIO,
     ("training", {}),
     ("training", {"quantity": "lr", "against": "loss", "steps": "5-", "smooth": "5"}),
     ("compare", {}),
@@ -73,11 +75,19 @@ def add_arrays(run: Run, method: str, **rows: Any) -> None:
     """Append the arrays of a run whose drift rows are there already."""
     aside = Run(run.path.parent / ".aside" / run.name)
     add_steps(aside, method, arrays=True, **rows)
-    run.spectrum.append(records(aside.spectrum.read()))
+    run.spectrum.append(records(aside.spectrum.read().drop(columns="source")))
 
 
 def commands(test: AppTest) -> list[list[str]]:
     return [shlex.split(e.value) for e in test.code if e.value.startswith("spectra plot ")]
+
+
+def linked(test: AppTest) -> dict[str, list[str]]:
+    return listed(dict(test.query_params))
+
+
+def listed(link: dict[str, Any]) -> dict[str, list[str]]:
+    return {k: v if isinstance(v, list) else [v] for k, v in link.items()}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -89,35 +99,40 @@ def test_an_empty_root_says_what_to_do(tmp_path: Path, page: str) -> None:
     assert drawn(test) == []
 
 
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SORSA run and its twin, which no test changes."""
+    root = tmp_path_factory.mktemp("twins") / "my runs"
+    write_twins(root)
+    return root
+
+
 @pytest.mark.parametrize(("page", "link"), VIEWS)
 def test_a_run_or_pair_is_drawn_as_the_link_says(
-    tmp_path: Path, page: str, link: dict[str, Any]
+    twins: Path, page: str, link: dict[str, Any]
 ) -> None:
-    write_twins(tmp_path)
-
-    test = open_page(tmp_path, page, **link)
+    test = open_page(twins, page, **link)
 
     assert not test.exception and not test.error, said(test)
     assert len(drawn(test)) == 1, said(test)
     # The link still says what is shown.
-    assert {k: v for k, v in test.query_params.items() if k in link} == {
-        k: v if isinstance(v, list) else [v] for k, v in link.items()
-    }
+    assert {k: v for k, v in linked(test).items() if k in link} == listed(link)
 
 
 @pytest.mark.parametrize(("page", "link"), VIEWS)
-def test_the_command_on_the_page_draws_the_same_from_the_same_choices(
-    tmp_path: Path, page: str, link: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_the_command_on_the_page_draws_what_is_on_it(
+    twins: Path, page: str, link: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_twins(tmp_path / "my runs")
-    test = open_page(tmp_path / "my runs", page, **link)
-    monkeypatch.chdir(tmp_path)
+    saved: list[Any] = []
+    monkeypatch.setattr("spectra.figures.save", lambda figure, path: saved.append(figure))
 
-    for words in commands(test):
-        assert words[0] == "spectra"
-        assert cli.main(words[1:]) == 0
-        content = Path(words[-1]).read_bytes()
-        assert content.startswith(b"%PDF") or words[2] == "table"
+    test = open_page(twins, page, **link)
+    words = commands(test)[0]
+
+    assert words[-2] == "--out" and words[-1].endswith(".pdf")
+    assert cli.main([*words[1:-1], "a.html"]) == 0
+    (figure,) = saved
+    assert json.loads(figure.to_json())["data"] == drawn(test)[0]["data"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -164,7 +179,7 @@ def test_a_growing_run_is_followed_and_the_choices_stay(tmp_path: Path, page: st
 
     assert not test.exception and not test.error
     assert str(drawn(test)) != before
-    assert dict(test.query_params) == {k: [v] for k, v in link.items()}
+    assert linked(test) == listed(link)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -225,8 +240,12 @@ def test_names_are_data(tmp_path: Path, page: str) -> None:
     # These are the elements that read Markdown; st.text and st.code do not.
     for element in (*test.info, *test.warning, *test.error, *test.caption, *test.markdown):
         assert not re.search(r"(?<!\\)(<img|\*bold|\$x|:red|\[a)", element.value)
-    assert "<img" not in str(drawn(test))
-    assert len(drawn(test)) == 1
+    (figure,) = drawn(test)
+    for trace in figure["data"]:
+        # What a click tells the page; a pointer does not show it.
+        if "<img" in str(trace.pop("customdata", None)):
+            assert "customdata[0]" not in str(trace) and "customdata[1]" not in str(trace)
+    assert "<img" not in str(figure)
     words = commands(test)[0]
     assert words[3] == str(tmp_path / name)
 
@@ -272,7 +291,7 @@ def test_the_pair_is_found_and_another_can_be_chosen(tmp_path: Path) -> None:
     test.selectbox(key="choice-unregularized").set_value("sorsa-noreg-seed2").run()
     assert not test.exception
     assert [Path(w).name for w in commands(test)[0][3:5]] == ["sorsa-seed1", "sorsa-noreg-seed2"]
-    assert dict(test.query_params) == {
+    assert linked(test) == {
         "view": ["ratio"],
         "pair": [""],
         "regularized": ["sorsa-seed1"],
@@ -308,16 +327,19 @@ def test_any_training_column_against_any(tmp_path: Path) -> None:
     assert "--against loss" in said(test)
 
 
-def test_the_table_can_be_taken_along(tmp_path: Path) -> None:
+def test_the_table_can_be_taken_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (1, 2):
         write_twins(tmp_path, seed)
+    monkeypatch.chdir(tmp_path)
 
     test = open_page(tmp_path, "compare")
 
     table = test.dataframe[0].value
-    assert len(table) == 4  # two methods of two modules
+    assert table["seeds"].tolist() == [2] * 4  # two methods of two modules
     assert {"LaTeX", "CSV"} <= {b.label for b in test.get("download_button")}
-    assert any(words[2] == "table" for words in commands(test))
+    (words,) = [words for words in commands(test) if words[2] == "table"]
+    assert cli.main(words[1:]) == 0
+    assert "\\toprule" in Path(words[-1]).read_text()
 
 
 def test_alignment_that_is_not_recorded_is_not_offered(tmp_path: Path) -> None:
@@ -328,11 +350,10 @@ def test_alignment_that_is_not_recorded_is_not_offered(tmp_path: Path) -> None:
     assert test.selectbox(key="choice-by").options == ["step", "training loss"]
 
 
-def test_every_figure_has_a_page_that_shows_its_command(tmp_path: Path) -> None:
-    write_twins(tmp_path)
+def test_every_figure_has_a_page_that_shows_its_command(twins: Path) -> None:
     shown = set()
-    for page, link in VIEWS:
-        shown |= {words[2] for words in commands(open_page(tmp_path, page, **link))}
+    for page, link in [*((page, {}) for page in PAGES), RATIO]:
+        shown |= {words[2] for words in commands(open_page(twins, page, **link))}
 
     of_other_pages = {"trajectory", "curves", "heatmap", "matrix"}
     assert shown == set(FIGURES) - of_other_pages

@@ -63,14 +63,17 @@ def rows_of(runs: Sequence[Run], tables: Sequence[str]) -> list[pd.DataFrame]:
 
 def extra(name: str, runs: Sequence[Run]) -> Mapping[str, Any]:
     names = [run.name for run in runs]
-    return {
-        "compare": {"groups": group_labels(runs)},
-        "kappa-ratio": {"pairs": list(zip(names[::2], names[1::2], strict=True))},
-    }.get(name, {})
+    if name == "compare":
+        return {"groups": group_labels(runs)}
+    if name == "kappa-ratio":
+        return {"pairs": list(zip(names[::2], names[1::2], strict=True))}
+    return {}
 
 
-@pytest.mark.parametrize("ending", [".svg", ".html"])
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [*((name, ".html") for name in DRAWN), ("curves", ".svg"), ("heatmap", ".png")],
+)
 def test_the_command_draws_what_the_function_draws(
     root: Path, tmp_path: Path, name: str, ending: str
 ) -> None:
@@ -133,14 +136,14 @@ def test_a_venues_figure_comes_with_its_caption_as_text(
 
 
 def test_a_folder_of_runs_pairs_by_itself(root: Path, tmp_path: Path) -> None:
-    folder, named = tmp_path / "folder.svg", tmp_path / "named.svg"
-    pairs = ["sorsa-1", "sorsa-noreg-1", "sorsa-2", "sorsa-noreg-2"]
+    out = tmp_path / "folder.html"
 
-    assert main(["plot", "kappa-ratio", str(root), "--out", str(folder)]) == 0
-    words = [str(root / name) for name in pairs]
-    assert main(["plot", "kappa-ratio", *words, "--out", str(named)]) == 0
+    assert main(["plot", "kappa-ratio", str(root), "--out", str(out)]) == 0
 
-    assert len(folder.read_bytes()) == len(named.read_bytes())
+    runs = [Run(path) for path in sorted(root.iterdir())]
+    pairs = [("sorsa-1", "sorsa-noreg-1"), ("sorsa-2", "sorsa-noreg-2")]
+    drawn = figures.kappa_ratio(*rows_of(runs, ["drift"]), pairs)
+    assert out.read_bytes() == figures.to_bytes(drawn, ".html")
 
 
 def test_only_what_the_figure_needs_is_read(
@@ -159,7 +162,7 @@ def test_only_what_the_figure_needs_is_read(
 
     monkeypatch.setattr(Run, "read_drift", note_drift)
     monkeypatch.setattr(Run, "read_spectrum", note_arrays)
-    run, out = str(root / "sorsa-1"), str(tmp_path / "a.svg")
+    run, out = str(root / "sorsa-1"), str(tmp_path / "a.html")
 
     main(["plot", "curves", run, "--column", "kappa", "--out", out])
     main(["plot", "spectrum", run, "--modules", "q_proj", "--out", out])
@@ -181,6 +184,7 @@ def test_only_what_the_figure_needs_is_read(
         (["heatmap", "R", "--colour", "red"], "heatmap has no --colour; it has --out, --column"),
         (["matrix", "R"], "required: --module, --layer, --step"),
         (["spectrum", "R", "--view", "pie"], "invalid choice: 'pie'"),
+        (["heatmap", "R", "--preset", "nature"], "invalid choice: 'nature'"),
         (["matrix", "R", "--module", "q", "--layer", "x"], "invalid int value: 'x'"),
     ],
 )
@@ -199,13 +203,16 @@ def test_wrong_usage_is_one_line_and_status_2(
     ("words", "message"),
     [
         (["heatmap", "sorsa-1", "--out", "a.html", "--preset", "icml-1"], "a.html is not"),
-        (["heatmap", "sorsa-1", "--out", "a.pdf", "--preset", "nature"], "nature"),
         (["heatmap", "sorsa-1", "--out", "a.docx"], ".pdf"),
         (["table", "sorsa-1", "--out", "a.pdf"], ".tex or .csv"),
         (["kappa-ratio", "sorsa-1", "--out", "a.pdf"], "in pairs, the regularized one first"),
         (["spectrum", "sorsa-1", "--within", "2", "--out", "a.pdf"], "two numbers, such as 0.1"),
         (["spectrum", "sorsa-1", "--within", "2,1", "--out", "a.pdf"], "smaller number first"),
-        (["matrix", "sorsa-1", *"--module q_proj --layer 9 --step 20 --out a.pdf".split()], "9"),
+        (
+            ["matrix", "sorsa-1", *"--module q_proj --layer 9 --step 20 --out a.pdf".split()],
+            "layers 0-2",
+        ),
+        (["spectrum", "sorsa-1", "--steps", "1-9", "--out", "a.pdf"], "steps 10-30"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(
