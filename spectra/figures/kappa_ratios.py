@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,10 @@ class _Pair:
     title : str
     rows : DataFrame
         module, layer, step, ratio; ascending in that order.
-    steps : array of int
-        All that both have, drawn or not.
+    steps : array of float
+        Of `rows`.
+    thinning : str
+        What the caption says of steps that are not drawn.
     notes : tuple of str
         What the caption says of it.
     """
@@ -66,6 +68,7 @@ class _Pair:
     title: str
     rows: pd.DataFrame
     steps: Floats
+    thinning: str
     notes: tuple[str, ...]
 
 
@@ -150,9 +153,10 @@ def describe_kappa_ratio(
         )
     pairs = [(str(a), str(b)) for a, b in pairs]
     parts, titles = _parts(drift, pairs, column, modules, layers, steps)
-    found = [_pair(a, b, parts, titles, column) for a, b in dict.fromkeys(pairs)]
-    order = module_order(pd.concat([p.rows[["module"]] for p in found]), modules)
-    drawn, thinning = _thinned(found)
+    pairs = list(dict.fromkeys(pairs))
+    budget = MOST_LINE_POINTS // len(pairs)
+    drawn = [_pair(a, b, parts, titles, column, budget) for a, b in pairs]
+    order = module_order(pd.concat([p.rows[["module"]] for p in drawn]), modules)
     ratios = np.concatenate([p.rows["ratio"].to_numpy() for p in drawn])
     low, high = min(float(ratios.min()), 1.0), max(float(ratios.max()), 1.0)
     log = high / low > _LOG_FROM_RATIO
@@ -180,7 +184,7 @@ def describe_kappa_ratio(
             "over the layers. Theorem 5 (arXiv:2409.00055): κ of W_p has the ratio 1 at t = 0, and "
             f"below 1 once the unregularized factors have lost orthonormality enough.{whole}",
             *(note for p in drawn for note in p.notes),
-            thinning,
+            next((p.thinning for p in drawn if p.thinning), ""),
         ),
         link_x=True,
         link_y=True,
@@ -233,10 +237,15 @@ def _pair(
     parts: dict[str, pd.DataFrame],
     titles: dict[str, str],
     column: str,
+    budget: int,
 ) -> _Pair:
     """Divide what both runs have of a matrix at a step, and say what only one has."""
     one, other = (parts[name][[*_KEYS, column]] for name in (regularized, plain))
     title = f"{titles[regularized]} / {titles[plain]}"
+    notes = list(_only_one_has((one, titles[regularized]), (other, titles[plain])))
+    common = np.intersect1d(one["step"].unique(), other["step"].unique())
+    kept = thin_steps(common, len(one) // one["step"].nunique(), budget)
+    one, other = (rows[rows["step"].isin(kept)] for rows in (one, other))
     both = one.merge(other, on=_KEYS, suffixes=("", "_plain")).sort_values(_KEYS)
     if both.empty:
         raise ValueError(
@@ -250,13 +259,6 @@ def _pair(
             f"{title}: every {column} is infinite (σ_min = 0) in one of the two, so they have no "
             "ratio."
         )
-    notes = []
-    for key, name in (("step", "steps"), ("layer", "layers"), ("module", "modules")):
-        for rows, whose in ((one, regularized), (other, plain)):
-            lone = sorted(set(rows[key]) - set(both[key]))
-            if lone:
-                texts = [clean(value) for value in lone]
-                notes.append(f"Only {titles[whose]} has the {name} {listed(texts)}.")
     if dropped := int((~known).sum()):
         notes.append(f"{title}: {dropped} infinite values are left out.")
     rows = both[_KEYS].assign(ratio=ratio)[known]
@@ -266,18 +268,19 @@ def _pair(
             f"{title}: {label_of(column).symbol} differs at step 0, so the two did not begin with "
             "the same factors."
         )
-    return _Pair(regularized, title, rows, np.unique(rows["step"]).astype(float), tuple(notes))
+    steps = np.unique(rows["step"]).astype(float)
+    thinning = thinning_sentence("Points", len(kept), len(common))
+    return _Pair(regularized, title, rows, steps, thinning, tuple(notes))
 
 
-def _thinned(pairs: Sequence[_Pair]) -> tuple[list[_Pair], str]:
-    layers = sum(p.rows[["module", "layer"]].drop_duplicates().shape[0] for p in pairs)
-    drawn, said = [], ""
-    for pair in pairs:
-        kept = thin_steps(pair.steps.astype(int), layers, MOST_LINE_POINTS)
-        said = said or thinning_sentence("Points", len(kept), len(pair.steps))
-        rows = pair.rows[pair.rows["step"].isin(kept)]
-        drawn.append(_Pair(pair.regularized, pair.title, rows, kept.astype(float), pair.notes))
-    return drawn, said
+def _only_one_has(*runs: tuple[pd.DataFrame, str]) -> Iterator[str]:
+    """Say which steps, layers and modules of two runs have no partner in the other."""
+    for key in _KEYS[::-1]:
+        present = [set(rows[key].unique()) for rows, _ in runs]
+        for (_, title), here, there in zip(runs, present, present[::-1], strict=True):
+            if lone := sorted(here - there):
+                names = listed([clean(value) for value in lone])
+                yield f"Only {title} has the {key}{'s' if len(lone) > 1 else ''} {names}."
 
 
 def _faint(number: int, pair: _Pair, module: str, rows: pd.DataFrame) -> Line:
