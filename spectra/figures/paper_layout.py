@@ -260,8 +260,11 @@ def broken(label: str, room: float, preset: Preset) -> list[str]:
     if text_width(label, preset, preset.size) <= room:
         return [label]
     symbol, bracket, unit = label.rpartition(" (")
-    parts = [symbol, f"({unit}"] if bracket else [label]
-    return [line for part in parts for line in wrap(part, room, preset, preset.size)]
+    if not bracket:
+        return wrap(label, room, preset, preset.size, most=2)
+    return [
+        line for part in (symbol, f"({unit}") for line in wrap(part, room, preset, preset.size, 2)
+    ]
 
 
 def _title_lines(panel: Panel, width: float, preset: Preset) -> int:
