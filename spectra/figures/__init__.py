@@ -7,16 +7,29 @@ Importing this package loads neither plotting library.
 from __future__ import annotations
 
 from spectra.figures.chart import Chart
-from spectra.figures.comparison import compare
-from spectra.figures.conditioning import conditioning
+from spectra.figures.comparison import compare, describe_compare
+from spectra.figures.conditioning import conditioning, describe_conditioning
 from spectra.figures.ends import final_losses, final_values, over_seeds
 from spectra.figures.export import SCREEN_CONFIG, Backend, backend_for, save, to_bytes
-from spectra.figures.heatmaps import heatmap
-from spectra.figures.kappa_ratios import kappa_ratio
+from spectra.figures.heatmaps import describe_heatmap, heatmap
+from spectra.figures.kappa_ratios import describe_kappa_ratio, kappa_ratio
 from spectra.figures.labels import LABELS, Label, label_of
-from spectra.figures.matrices import matrix
-from spectra.figures.spectrum_views import spectrum
-from spectra.figures.step_curves import curves, describe_layer_curves, describe_run_curves
+from spectra.figures.matrices import describe_matrix, matrix
+from spectra.figures.options import (
+    needed_columns,
+    parse_names,
+    parse_numbers,
+    plot_command,
+    write_names,
+    write_numbers,
+)
+from spectra.figures.spectrum_views import describe_spectrum, spectrum
+from spectra.figures.step_curves import (
+    curves,
+    describe_curves,
+    describe_layer_curves,
+    describe_run_curves,
+)
 from spectra.figures.tables import (
     TABLE_ENDINGS,
     comparison_table,
@@ -39,8 +52,15 @@ __all__ = [
     "comparison_table",
     "conditioning",
     "curves",
+    "describe_compare",
+    "describe_conditioning",
+    "describe_curves",
+    "describe_heatmap",
+    "describe_kappa_ratio",
     "describe_layer_curves",
+    "describe_matrix",
     "describe_run_curves",
+    "describe_spectrum",
     "describe_training",
     "describe_trajectory",
     "final_losses",
@@ -49,7 +69,11 @@ __all__ = [
     "kappa_ratio",
     "label_of",
     "matrix",
+    "needed_columns",
     "over_seeds",
+    "parse_names",
+    "parse_numbers",
+    "plot_command",
     "save",
     "spectrum",
     "table_bytes",
@@ -58,5 +82,7 @@ __all__ = [
     "training",
     "trajectory",
     "unrelated_level",
+    "write_names",
+    "write_numbers",
     "write_table",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,10 @@ class Group:
     module: str
     step: int
     spectra: tuple[Spectrum, ...]
+
+
+Stack: TypeAlias = tuple[Group, ...]
+"""The groups of one panel, steps ascending."""
 
 
 def choose_arrays(
@@ -124,6 +129,22 @@ def groups(
                 )
 
 
+def reference(stack: Stack) -> tuple[Spectrum, ...]:
+    """Return what the last step is compared with: the first step, or the base of a single one."""
+    return stack[0].spectra if len(stack) > 1 else bases(stack[-1])
+
+
+def bases(group: Group) -> tuple[Spectrum, ...]:
+    """Return the spectra of W_0, of the matrices whose base is known."""
+    return tuple(Spectrum(s.layer, s.base, None) for s in group.spectra if s.base is not None)
+
+
+def layer_range(groups: Sequence[Group]) -> tuple[int, int]:
+    """Return the first and the last layer."""
+    layers = [s.layer for group in groups for s in group.spectra]
+    return min(layers), max(layers)
+
+
 def array_of(value: object) -> Floats | None:
     """Return a cell as an array of float64; None where the row has none."""
     if value is None or isinstance(value, float) or value is pd.NA:
@@ -189,6 +210,7 @@ def _spectra(rows: pd.DataFrame) -> Iterator[Spectrum]:
     for layer, value, stored in zip(rows["layer"], rows["sigma"], changes, strict=True):
         sigma, change = array_of(value), array_of(stored)
         assert sigma is not None
-        known = change is not None and len(change) == len(sigma)
-        base = np.maximum(sigma - change, 0.0) if known else None
+        base = None
+        if change is not None and len(change) == len(sigma):
+            base = np.maximum(sigma - change, 0.0)
         yield Spectrum(int(layer), sigma, base)

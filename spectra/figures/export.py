@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,14 @@ _BACKENDS: dict[str, Backend] = {
     ".png": "matplotlib",
     ".html": "plotly",
 }
-SCREEN_CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False}
-"""Plotly's options wherever a figure is shown: no logo, and no button that uploads the data."""
+SCREEN_CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "doubleClick": "reset",
+    "modeBarButtonsToRemove": ["autoScale2d"],
+}
+"""Plotly's options wherever a figure is shown: no logo, no button that uploads the data, and a
+double click goes back to the axes as drawn, not to whatever would show every mark."""
 
 # Names inside an SVG are hashes salted with this, instead of with a random number.
 _SALT = "spectra"
@@ -56,7 +61,8 @@ def to_bytes(figure: Any, suffix: str) -> bytes:
     ----------
     figure : matplotlib or plotly Figure
     suffix : str
-        ``".pdf"``, ``".svg"``, ``".pgf"`` or ``".png"`` of a matplotlib figure, ``".html"`` of a plotly one.
+        ``".pdf"``, ``".svg"``, ``".pgf"`` or ``".png"`` of a matplotlib figure, ``".html"`` of a
+        plotly one.
 
     Raises
     ------
@@ -76,17 +82,20 @@ def to_bytes(figure: Any, suffix: str) -> bytes:
 
 
 def save(figure: Any, path: Path | str) -> Path:
-    """Write a figure to `path`, whole or not at all.
+    r"""Write a figure to `path`, whole or not at all.
 
     The same data give the same bytes: no date, no random names. Fonts are embedded (PDF), text
-    stays text (SVG), and an HTML page holds all it needs, so that it opens without a network.
+    stays text (PDF, SVG, PGF), and an HTML page holds all it needs, so that it opens without a
+    network. A PGF picture is read by ``\input`` in a document that says ``\usepackage{pgf}``; its
+    words are set in the document's fonts, and no LaTeX is needed to write it.
 
     Parameters
     ----------
     figure : matplotlib or plotly Figure
         As `trajectory`, `curves` and `training` return it; see `backend_for`.
     path : Path or str
-        Ends in .pdf, .svg, .pgf, .png or .html. Its folder is created; an existing file is replaced.
+        Ends in .pdf, .svg, .pgf, .png or .html. Its folder is created; an existing file is
+        replaced.
 
     Returns
     -------
@@ -128,16 +137,14 @@ def _printed(figure: Any, form: str) -> bytes:
         "png": {},
     }
     options = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": _SALT}
-    buffer = io.BytesIO()
-    with matplotlib_settings(options), warnings.catch_warnings():
-        # A run named in a script that the font lacks is drawn as boxes; the rest stands.
-        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
+    with matplotlib_settings(options):
         if form == "pgf":
             from spectra.figures.pgf import picture
 
             return picture(figure).encode()
+        buffer = io.BytesIO()
         figure.savefig(buffer, format=form, metadata=metadata[form], dpi=PNG_DPI)
-    return buffer.getvalue()
+        return buffer.getvalue()
 
 
 def _html(figure: Any) -> str:

@@ -11,7 +11,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectra.figures.arrays import without_tails
-from spectra.figures.chart import Axis, Chart, ColourBar, Floats, Heat, Ink, Line, Map, Panel, Pick
+from spectra.figures.chart import (
+    Axis,
+    Chart,
+    ColourBar,
+    Floats,
+    Heat,
+    Ink,
+    Line,
+    Map,
+    Mark,
+    Panel,
+    Pick,
+)
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
@@ -159,7 +171,7 @@ def describe_heatmap(
             head=name,
             pick=Pick(run, module, tuple(y.tolist()), tuple(x.astype(int).tolist())),
         )
-        marks = (heat, *_strikes(x, y, below))
+        marks: tuple[Mark, ...] = (heat, *_strikes(x, y, below))
         panels.append(
             Panel(
                 title=name,
@@ -180,7 +192,7 @@ def describe_heatmap(
             _floor_sentence(shown, column, under, known),
             scale.beyond,
             f"Without a value: {nothing} cells." if nothing else "",
-            thinning_sentence("Cells", min(most, columns), most),
+            thinning_sentence("Cells of", min(most, columns), most),
         ),
         link_x=True,
         link_y=True,

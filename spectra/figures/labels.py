@@ -31,6 +31,11 @@ LABELS = {
     ),
     "delta_u": Label("ΔU", "left vectors", "The left half of ΔD: 1 − mean |⟨u_t, u_0⟩|."),
     "delta_v": Label("ΔV", "right vectors", "The right half of ΔD: 1 − mean |⟨v_t, v_0⟩|."),
+    "sigma_0_mean": Label(
+        "mean σ of W_0",
+        "unit of the weights",
+        "Mean singular value of the base: ΔΣ divided by it compares between matrices.",
+    ),
     "sigma_max": Label("σ_max", "unit of the weights", "The largest singular value of W_t."),
     "sigma_min": Label("σ_min", "unit of the weights", "The smallest singular value of W_t."),
     "kappa": Label("κ", "σ_max/σ_min of W_t", "Condition number of W_t; 1 is best conditioned."),

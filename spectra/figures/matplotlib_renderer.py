@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from spectra.figures import paper_axes, style
 from spectra.figures.chart import Chart, ColourBar, Inset
 from spectra.figures.paper_layout import (
+    LINE,
     OVERHANG,
     Sheet,
     broken,
@@ -122,7 +123,7 @@ def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
     if sheet.caption:
         figure.text(
             0.01, 0.05 / sheet.height, "\n".join(sheet.caption), fontsize=sheet.preset.small,
-            color=NOTE_COLOUR, va="bottom", ha="left", linespacing=1.15,
+            color=NOTE_COLOUR, va="bottom", ha="left", linespacing=LINE,
         )  # fmt: skip
     # Cells beyond `count` stay empty, so that the panels keep one size.
     layout = figure.add_gridspec(sheet.rows, sheet.columns)
@@ -133,7 +134,7 @@ def _grid(sheet: Sheet, count: int) -> tuple[Figure, list[Axes]]:
 def _panels(chart: Chart, sheet: Sheet, grid: list[Axes], size: float) -> None:
     for index, (panel, axes) in enumerate(zip(chart.panels, grid, strict=True)):
         title = wrap(panel.title, sheet.panel_width + 0.1, sheet.preset, sheet.preset.size, most=2)
-        axes.set_title("\n".join(title), pad=4)
+        axes.set_title("\n".join(title), pad=4, linespacing=LINE)
         paper_axes.dress(axes, panel, sheet.panel_width, sheet.panel_height, sheet.preset)
         at_left = index % sheet.columns == 0
         at_bottom = index + sheet.columns >= len(grid)
@@ -172,9 +173,9 @@ def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> list
         once.append(figure.supylabel(symbols(first.y.label), fontsize=sheet.preset.size))
     for index, axes in enumerate(grid):
         if not sheet.x_once and (not x_outside or index + sheet.columns >= len(grid)):
-            axes.set_xlabel("\n".join(broken_x[index]))
+            axes.set_xlabel("\n".join(broken_x[index]), linespacing=LINE)
         if not y_once and (not y_outside or index % sheet.columns == 0):
-            axes.set_ylabel("\n".join(broken_y[index]))
+            axes.set_ylabel("\n".join(broken_y[index]), linespacing=LINE)
     return once
 
 
@@ -208,12 +209,13 @@ def _inset(axes: Axes, inset: Inset, chart: Chart, sheet: Sheet, size: float) ->
 
 def _colour_bar(figure: Figure, grid: list[Axes], bar: ColourBar, sheet: Sheet) -> None:
     norm, colours = colour_scale(bar)
-    # As long as the panels' edge, and an eighth of an inch wide.
-    length = sheet.width if sheet.bar_below else sheet.rows * (sheet.panel_height + 0.3)
-    place = {"location": "bottom" if sheet.bar_below else "right", "aspect": 8 * length}
+    height = sheet.rows * (sheet.panel_height + 0.3)
+    # As long as the panels' edge and a ninth of an inch wide.
+    along, across = (sheet.width, height) if sheet.bar_below else (height, sheet.width)
     drawn = figure.colorbar(
-        ScalarMappable(norm, colours), ax=grid, pad=0.015, fraction=0.04, **place
-    )
+        ScalarMappable(norm, colours), ax=grid, pad=0.015, fraction=0.11 / across,
+        aspect=1.3 * along / 0.11, location="bottom" if sheet.bar_below else "right",
+    )  # fmt: skip
     drawn.set_label(symbols(bar.label), fontsize=sheet.preset.size)
     drawn.outline.set_visible(False)
     paper_axes.dress_bar(drawn, bar, sheet)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spectra.figures.arrays import array_of, choose_arrays, peaks
+from spectra.figures.arrays import choose_arrays, peaks
 from spectra.figures.chart import (
     GREY,
     Axis,
@@ -32,57 +30,39 @@ from spectra.figures.chart import (
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
-from spectra.figures.noise import reach, short
+from spectra.figures.matrix_facts import (
+    LEFT,
+    RESOLVED,
+    RIGHT,
+    Matrix,
+    drift_sentences,
+    farthest,
+    ill_determined,
+    largest_turn,
+    missing_sentences,
+    read_matrix,
+    turn,
+    turn_sentences,
+    unrelated,
+)
+from spectra.figures.noise import reach
 from spectra.figures.selection import clean
 
-ILL_DETERMINED_GAP = 1e-5
-"""Part of σ_max: closer values are beyond what every solver tells apart (as `ill_determined`)."""
 # Points of one line: a curve of thousands keeps its peaks.
 _MOST_POINTS = 1000
-# Overlaps are stored as float32: 1 minus one of them is known to this.
-_RESOLVED = 1e-7
-_MOST_NAMED = 6
 # A label's part of the panel's width: no other stands as near.
 _LABEL_WIDTH = 0.2
 # Up to here every index has a marker of its own.
 _MARKED = 48
 _TICKS = 4
-_TRAINED, _BASE, _LEFT, _RIGHT = "trained", "base", "left", "right"
-_INKS = {_TRAINED: Ink("text"), _BASE: GREY, _LEFT: Ink("run", 0), _RIGHT: Ink("run", 1)}
-_MARKERS = {_LEFT: "circle", _RIGHT: "square"}
+_TRAINED, _BASE = "trained", "base"
+_INKS = {_TRAINED: Ink("text"), _BASE: GREY, LEFT: Ink("run", 0), RIGHT: Ink("run", 1)}
+_MARKERS = {LEFT: "circle", RIGHT: "square"}
 # Left and right turn alike where two values lie close: the wider line shows below the thin one.
-_PENS = {_LEFT: (1.4, 0.8), _RIGHT: (0.6, 1.0)}
+_PENS = {LEFT: (1.4, 0.8), RIGHT: (0.6, 1.0)}
 _SHADE = 0.3
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """What is known of the matrix; None or NaN where it is not stored.
-
-    Attributes
-    ----------
-    sigma, change : array of shape (k,)
-    overlaps : dict
-        Side (left, right) to the array of shape (k,).
-    leading : dict
-        Side to the array of shape (p, p): base down, trained across.
-    drift : Series
-        The drift row, empty where there is none.
-    """
-
-    sigma: Floats
-    change: Floats | None
-    overlaps: dict[str, Floats]
-    leading: dict[str, Floats]
-    drift: pd.Series
-
-    @property
-    def k(self) -> int:
-        return len(self.sigma)
-
-    def number(self, column: str) -> float:
-        value = self.drift.get(column)
-        return math.nan if value is None or pd.isna(value) else float(value)
+# A noise floor below this part of an axis is thinner than a line.
+_SEEN = 0.002
 
 
 def matrix(
@@ -171,8 +151,8 @@ def describe_matrix(
             )
     chosen, _ = choose_arrays(arrays, [module], [layer], [step])
     row = chosen.iloc[0]
-    found = _matrix(drift, row)
-    shaded = _ill_determined(found)
+    found = read_matrix(drift, row)
+    shaded = ill_determined(found)
     panels = [_values_panel(found)]
     if found.change is not None:
         panels.append(_change_panel(found, found.change))
@@ -184,7 +164,7 @@ def describe_matrix(
     if found.change is not None:
         entries.append(Entry(_BASE, "base, σ_0", GREY, width=2.6))
     if found.overlaps:
-        names = {_LEFT: "left vectors, u", _RIGHT: "right vectors, v"}
+        names = {LEFT: "left vectors, u", RIGHT: "right vectors, v"}
         entries += [Entry(s, names[s], _INKS[s], width=_PENS[s][0]) for s in sides]
     size = ""
     if found.number("rows") > 0:
@@ -204,66 +184,29 @@ def describe_matrix(
             [
                 f"{run if run == method or run.startswith(f'{method}-') else f'{method} · {run}'}, "
                 f"layer {layer} {clean(module)}{size} at step {step}.",
-                *_drift_sentences(found),
-                *_turn_sentences(found, shaded),
-                *_missing_sentences(found),
+                *drift_sentences(found),
+                *_zone_sentences(panels),
+                *turn_sentences(found, shaded),
+                *missing_sentences(found),
             ]
         ),
     )
 
 
-def _matrix(drift: pd.DataFrame, row: pd.Series) -> _Matrix:
-    sigma = array_of(row["sigma"])
-    assert sigma is not None
-
-    def stored(column: str, size: int | None = None) -> Floats | None:
-        array = array_of(row.get(column))
-        return None if array is None or (size is not None and len(array) != size) else array
-
-    overlaps = {_LEFT: stored("overlap_u", len(sigma)), _RIGHT: stored("overlap_v", len(sigma))}
-    leading = {}
-    for side, column in ((_LEFT, "leading_u"), (_RIGHT, "leading_v")):
-        flat = stored(column)
-        if flat is not None and math.isqrt(len(flat)) ** 2 == len(flat):
-            leading[side] = flat.reshape(math.isqrt(len(flat)), -1)
-    keys = ["run", "module", "layer", "step"]
-    known = drift.iloc[:0] if drift.empty or not set(keys) <= set(drift.columns) else drift
-    for key in keys if len(known) else []:
-        known = known[known[key] == row[key]]
-    return _Matrix(
-        sigma=sigma,
-        change=stored("sigma_change", len(sigma)),
-        overlaps={side: o for side, o in overlaps.items() if o is not None},
-        leading=leading,
-        drift=known.iloc[0] if len(known) else pd.Series(dtype=object),
-    )
-
-
-def _ill_determined(found: _Matrix) -> NDArray[np.bool_]:
-    """Return the indices whose value lies too close to a neighbour's for vectors to be told."""
-    spectra = [found.sigma] if found.change is None else [found.sigma, found.sigma - found.change]
-    shaded = np.zeros(found.k, dtype=bool)
-    for sigma in spectra:
-        close = np.abs(np.diff(sigma)) <= _least_gap(found)
-        shaded[1:] |= close
-        shaded[:-1] |= close
-    return shaded
-
-
-def _least_gap(found: _Matrix) -> float:
-    noise = found.number("sigma_noise")
-    return max(ILL_DETERMINED_GAP * float(found.sigma[0]), noise if noise > 0 else 0.0)
+def _zone_sentences(panels: Sequence[Panel]) -> Iterator[str]:
+    if any(isinstance(mark, Zone) for panel in panels for mark in panel.marks):
+        yield "Grey along an axis: noise floors, means over all indices."
 
 
 # The panels
 
 
-def _values_panel(found: _Matrix) -> Panel:
+def _values_panel(found: Matrix) -> Panel:
     lines = [(_TRAINED, found.sigma)]
     if found.change is not None:
         lines.insert(0, (_BASE, found.sigma - found.change))
     # Stored as float32: what is smaller than this part of the largest is its rounding.
-    least = found.sigma[0] * _RESOLVED
+    least = found.sigma[0] * RESOLVED
     low = min(float(s[s > least].min()) for _, s in lines)
     high = max(float(s.max()) for _, s in lines)
     margin = (high / low) ** 0.05 if high > low else 1.1
@@ -278,14 +221,14 @@ def _values_panel(found: _Matrix) -> Panel:
     return Panel("singular values", _index(found), axis, tuple(marks))
 
 
-def _change_panel(found: _Matrix, change: Floats) -> Panel:
+def _change_panel(found: Matrix, change: Floats) -> Panel:
     low, high = min(float(change.min()), 0.0), max(float(change.max()), 0.0)
     noise = found.number("sigma_noise")
     margin = 0.06 * (high - low) or noise * 1.1 or 1.0
     margin = margin if margin > 0 else 1.0
     low, high = low - margin, high + margin
     marks: list[Mark] = []
-    if noise > 0:
+    if noise > _SEEN * (high - low):
         high = reach((low, high), [noise])[1]
         low = -reach((-high, -low), [noise])[1]
         marks.append(Zone(y=(-noise, noise)))
@@ -294,15 +237,15 @@ def _change_panel(found: _Matrix, change: Floats) -> Panel:
     return Panel("change of singular values", _index(found), axis, tuple(marks))
 
 
-def _overlap_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
-    lowest = min(float(o.min()) for o in found.overlaps.values())
+def _overlap_panel(found: Matrix, shaded: NDArray[np.bool_]) -> Panel:
+    lowest = min(float(np.nanmin(o)) for o in found.overlaps.values())
     # Where nothing turned far, 0 to 1 would show a line at the top.
     span = max(1.0 - lowest, 1e-6) if lowest > 0.5 else 1.0
     limits = (1 - 1.06 * span if span < 1 else 0.0, 1 + 0.04 * span)
     marks = _shading(shaded, limits)
     marks += [
-        Rule(y=level, dash="dot" if side == _LEFT else "dashdot")
-        for side, level in _unrelated(found)
+        Rule(y=level, dash="dot" if side == LEFT else "dashdot")
+        for side, level in unrelated(found)
         if level > limits[0]
     ]
     marks += [_line(o, side, f"{side} vectors", *_PENS[side]) for side, o in found.overlaps.items()]
@@ -310,17 +253,17 @@ def _overlap_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
     return Panel("overlap with the base", _index(found), axis, tuple(marks))
 
 
-def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
-    turns = {side: _turn(o) for side, o in found.overlaps.items()}
+def _turn_panel(found: Matrix, shaded: NDArray[np.bool_]) -> Panel:
+    turns = {side: turn(o) for side, o in found.overlaps.items()}
     known = np.concatenate([t[np.isfinite(t)] for t in turns.values()])
-    low, high = (float(known.min()), float(known.max())) if len(known) else (_RESOLVED, 1.0)
+    low, high = (float(known.min()), float(known.max())) if len(known) else (RESOLVED, 1.0)
     noise = found.number("d_noise")
     limits = reach((low / 1.6, high * (high / low) ** 0.12 * 1.3), [noise], log=True)
     marks = _shading(shaded, limits)
     if noise > limits[0]:
         marks.append(Zone(y=(None, noise), edge=True))
     marks += [_line(t, side, f"{side} vectors", *_PENS[side]) for side, t in turns.items()]
-    names = _names(_named(found, shaded), found.k)
+    names = _names(farthest(found, shaded), found.k)
     if names:
         at = np.array([group[0] for group in names])
         marks.append(
@@ -329,7 +272,7 @@ def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
                 x=np.clip(
                     at + 1.0, 1 + _LABEL_WIDTH / 2 * found.k, (1 - _LABEL_WIDTH / 2) * found.k
                 ),
-                y=_largest(found)[at] * (limits[1] / limits[0]) ** 0.035,
+                y=largest_turn(found)[at] * (limits[1] / limits[0]) ** 0.035,
                 texts=tuple("–".join(str(i + 1) for i in _ends(group)) for group in names),
                 # The end of this map stands out on either ground.
                 places=np.ones(len(at)),
@@ -341,9 +284,9 @@ def _turn_panel(found: _Matrix, shaded: NDArray[np.bool_]) -> Panel:
     return Panel("how far each vector turned", _index(found), axis, tuple(marks))
 
 
-def _leading_panels(found: _Matrix) -> Iterator[Panel]:
+def _leading_panels(found: Matrix) -> Iterator[Panel]:
     for side, values in found.leading.items():
-        name = "|U_0ᵀU_t|" if side == _LEFT else "|V_0ᵀV_t|"
+        name = "|U₀ᵀUₜ|" if side == LEFT else "|V₀ᵀVₜ|"
         p = len(values)
         middles = np.arange(1.0, p + 1)
         ends = (0.5, p + 0.5)
@@ -357,7 +300,7 @@ def _leading_panels(found: _Matrix) -> Iterator[Panel]:
         )
 
 
-def _index(found: _Matrix) -> Axis:
+def _index(found: Matrix) -> Axis:
     margin = max(0.02 * found.k, 0.4)
     return Axis("index i", "i", (1 - margin, found.k + margin), integer=True)
 
@@ -365,7 +308,7 @@ def _index(found: _Matrix) -> Axis:
 def _line(y: Floats, entry: str, head: str, width: float, opacity: float = 1.0) -> Line:
     kept = peaks(y, _MOST_POINTS)
     return Line(
-        x=kept + 1.0,
+        x=kept.astype(np.float64) + 1,
         y=y[kept],
         ink=_INKS[entry],
         width=width,
@@ -386,27 +329,6 @@ def _shading(shaded: NDArray[np.bool_], limits: tuple[float, float]) -> list[Mar
     return [Band(x, np.full(len(x), limits[0]), high, GREY, opacity=_SHADE)]
 
 
-# What the vectors did
-
-
-def _turn(overlap: Floats) -> Floats:
-    """Return 1 − overlap, NaN where float32 cannot tell it from 0."""
-    turn = 1.0 - overlap
-    return np.where(turn >= _RESOLVED, turn, np.nan)
-
-
-def _largest(found: _Matrix) -> Floats:
-    """Return the larger turn of the two sides, by index."""
-    return np.max([1.0 - o for o in found.overlaps.values()], axis=0)
-
-
-def _named(found: _Matrix, shaded: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the indices that turned most and are told apart from their neighbours."""
-    turn = np.where(shaded, 0.0, _largest(found))
-    first = np.argsort(-turn, kind="stable")[:_MOST_NAMED]
-    return first[turn[first] >= _RESOLVED]
-
-
 def _names(named: NDArray[np.int64], k: int) -> list[list[int]]:
     """Return the named indices, those that one label must stand for together, the first leading.
 
@@ -424,80 +346,3 @@ def _names(named: NDArray[np.int64], k: int) -> list[list[int]]:
 
 def _ends(group: list[int]) -> list[int]:
     return sorted({min(group), max(group)})
-
-
-def _unrelated(found: _Matrix) -> list[tuple[str, float]]:
-    """Return how much unrelated vectors overlap, √(2/(πd)) for d dimensions, by side."""
-    levels = []
-    for side, column in ((_LEFT, "rows"), (_RIGHT, "cols")):
-        dimension = found.number(column)
-        if dimension > 1 and side in found.overlaps:
-            levels.append((side, math.sqrt(2 / (math.pi * dimension))))
-    return levels[:1] if len(levels) == 2 and levels[0][1] == levels[1][1] else levels
-
-
-# The caption
-
-
-def _drift_sentences(found: _Matrix) -> Iterator[str]:
-    parts = []
-    for symbol, column, floor in (
-        ("ΔΣ", "delta_sigma", "sigma_noise"),
-        ("ΔD", "delta_d", "d_noise"),
-    ):
-        value, noise = found.number(column), found.number(floor)
-        if math.isfinite(value):
-            of_noise = f", noise floor {short(noise)}" if noise > 0 else ""
-            parts.append(f"{symbol} = {short(value)}{of_noise}")
-    if parts:
-        yield "; ".join(parts) + "."
-    noises = [found.number(c) for c in ("sigma_noise", "d_noise")]
-    if any(n > 0 for n in noises):
-        yield "Grey along an axis: the noise floors, means over all indices."
-
-
-def _turn_sentences(found: _Matrix, shaded: NDArray[np.bool_]) -> Iterator[str]:
-    if not found.overlaps:
-        return
-    named = _named(found, shaded)
-    if len(named):
-        largest = _largest(found)
-        names = ", ".join(f"{i + 1} ({short(float(largest[i]))})" for i in named)
-        apart = " of those not shaded" if shaded.any() else ""
-        yield f"Turned most{apart}, as 1 − overlap of the side that turned farther: {names}."
-    else:
-        yield "No vector turned measurably."
-    still = int(sum(np.isnan(_turn(o)).sum() for o in found.overlaps.values()))
-    if still:
-        yield (
-            f"{still} of {sum(map(len, found.overlaps.values()))} overlaps are 1 to within "
-            "float32: no point among the turns."
-        )
-    levels = [short(level) for _, level in _unrelated(found)]
-    if levels:
-        both = " (left dotted, right dash-dotted)" if len(levels) == 2 else ""
-        yield f"Unrelated vectors overlap by √(2/(πd)) = {' and '.join(levels)}{both}."
-    if shaded.any():
-        yield (
-            f"Shaded upright: {shaded.sum()} of {found.k} indices whose σ lies within "
-            f"{short(_least_gap(found))} of a neighbour's (the larger of 1e−5 σ_max and the noise "
-            "floor of ΔΣ); a change of W of that norm turns their vectors at will (Davis–Kahan, "
-            "Wedin)."
-        )
-
-
-def _missing_sentences(found: _Matrix) -> Iterator[str]:
-    if not found.overlaps:
-        yield (
-            "No vectors: analysed with --values-only. `spectra analyze RUN` without it adds them."
-        )
-    missing = []
-    if found.change is None:
-        missing.append("the base's singular values")
-    if found.overlaps and not found.leading:
-        missing.append("the overlaps of the leading vectors")
-    if missing:
-        yield (
-            f"Not stored by the version that analysed this run: {' and '.join(missing)}. "
-            "`spectra analyze RUN` again adds them."
-        )

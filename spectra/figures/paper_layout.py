@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,8 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+LINE = 1.15
+"""Distance of lines within a text; STIX asks for twice that, made for formulas."""
 OVERHANG = 0.08
 """How far an axis' name may stand out beyond its panel, inches."""
 # σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.
@@ -200,10 +201,8 @@ def text_width(text: str, preset: Preset, size: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _width(text: str, fonts: tuple[str, ...], size: float) -> float:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph [\s\S]* missing from")
-        font = FontProperties(family=list(fonts), size=size)
-        width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
+    font = FontProperties(family=list(fonts), size=size)
+    width, _, _ = _measurer().get_text_width_height_descent(text, font, False)
     return float(width) / _MEASURED_DPI
 
 

@@ -27,7 +27,7 @@ from spectra.figures.chart import (
     Rule,
     Zone,
 )
-from spectra.figures.paper_layout import plain, wrap
+from spectra.figures.paper_layout import LINE, plain, wrap
 from spectra.figures.style import Preset
 
 DASHES: dict[str, Any] = {
@@ -231,7 +231,7 @@ def _(mark: Note, axes: Axes, look: Look, order: float) -> None:
     axes.annotate(
         text, (across, height), xycoords=frame, xytext=(0, 1.5 if mark.over else -1.5),
         textcoords="offset points", ha=mark.side, va="bottom" if mark.over else "top",
-        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=1.05,
+        fontsize=size, color=NOTE_COLOUR, zorder=4, annotation_clip=False, linespacing=LINE,
     ).set_in_layout(False)  # fmt: skip
 
 

@@ -122,13 +122,14 @@ class _Renderer(RendererPgf):
     ) -> tuple[float, float, str]:
         """Return where a text stands, inches, and which of its sides stand there."""
         sides = ["left", "base"]
-        anchored = mtext is not None and (angle == 0 or mtext.get_rotation_mode() == "anchor")
-        if anchored and mtext.get_verticalalignment() != "center_baseline":
+        if mtext is not None and (angle == 0 or mtext.get_rotation_mode() == "anchor"):
             # As it was placed, so that it stays centred though the document's letters differ.
-            x, y = mtext.get_transform().transform(mtext.get_unitless_position())
+            place = mtext.get_transform().transform(mtext.get_unitless_position())
             across = {"left": "left", "right": "right", "center": ""}
             up = {"top": "top", "bottom": "bottom", "baseline": "base", "center": ""}
-            sides = [across[mtext.get_horizontalalignment()], up[mtext.get_verticalalignment()]]
+            height = up.get(mtext.get_verticalalignment())
+            x, y = place[0], y if height is None else place[1]
+            sides = [across[mtext.get_horizontalalignment()], "base" if height is None else height]
         elif s in self._centred:
             along = self.get_text_width_height_descent(s, prop, False)[0] / 2
             x, y = (

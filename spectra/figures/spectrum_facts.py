@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from spectra.figures.arrays import Floats, Group
+from spectra.figures.arrays import Group, Stack, reference
+from spectra.figures.chart import Floats
 from spectra.figures.selection import clean
 from spectra.figures.style import tick
 
@@ -14,6 +15,8 @@ PARTS = (0.5, 0.9, 0.99)
 """Of the energy Σσ²: the directions that hold so much are counted."""
 _RANKS = (16, 128)
 """Usual ranks of adapters: what PiSSA would train of a spectrum."""
+DASHED = "reference"
+"""Key of the legend entry of what the last step is compared with."""
 # The last few values of a nearly singular matrix fall to 0: a wide gap that divides nothing.
 _INNER = 0.95
 _MOST_MODULES = 4
@@ -51,8 +54,9 @@ def size_sentence(groups: Sequence[Group]) -> str:
         k = min(map(len, sigmas))
         largest = max(map(len, sigmas))
         ratios = [float(s[0] / s[-1]) if s[-1] > 0 else np.inf for s in sigmas]
+        energies = [energy(s) for s in sigmas]
         held = [
-            f"the {r} largest hold {_span([float(energy(s)[r - 1]) for s in sigmas], percent=True)}"
+            f"the {r} largest hold {_span([float(e[r - 1]) for e in energies], percent=True)}"
             for r in ([r for r in _RANKS if r < k] or [max(1, k // 4)])
         ]
         gaps = [widest_gap(s) for s in sigmas]
@@ -89,9 +93,38 @@ def within_sentence(groups: Sequence[Group], within: tuple[float, float] | None)
     found = []
     for name, group in _by_module(groups):
         sigma = np.concatenate([s.sigma for g in group for s in g.spectra])
-        share = float(np.mean((sigma >= within[0]) & (sigma <= within[1])))
+        share = share_within(sigma, within)
         found.append(f"{_percent(share)} of {name}'s {sigma.size:,}")
-    return f"From {within[0]:g} to {within[1]:g} lie {', '.join(found)} singular values."
+    words = range_words(within)
+    return f"{words[0].upper()}{words[1:]} lie {', '.join(found)} singular values."
+
+
+def share_within(sigma: Floats, within: tuple[float, float]) -> float:
+    """Return the share of singular values in a range, both ends included."""
+    # As the values are stored: 1.1 is no float32.
+    low, high = np.asarray(within, dtype=np.float32).astype(np.float64)
+    return float(np.mean((sigma >= low) & (sigma <= high)))
+
+
+def range_words(within: tuple[float, float]) -> str:
+    """Return a range in words."""
+    low, high = within
+    if low > 0:
+        return f"from {low:g} up" if np.isinf(high) else f"from {low:g} to {high:g}"
+    return f"up to {high:g}"
+
+
+def reference_name(stack: Stack) -> str:
+    """Return what the dashed lines of a panel are."""
+    return f"step {stack[0].step}" if len(stack) > 1 else "base W_0"
+
+
+def dashed_sentence(stacks: Sequence[Stack]) -> str:
+    """Tell what the dashed lines are, or what would add them."""
+    names = list(dict.fromkeys(reference_name(s) for s in stacks if reference(s)))
+    if not names:
+        return "The base's are not stored with these: spectra analyze RUN writes them."
+    return f"Dashed: {', '.join(names)}."
 
 
 def join(*sentences: str) -> str:

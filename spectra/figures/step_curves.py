@@ -113,9 +113,33 @@ def curves(
     band from the bottom of the axis: the median over the layers of the noisiest module, and of
     the noisiest run where several share a panel; the caption then names each run's.
     """
-    describe = describe_run_curves if overlay else describe_layer_curves
-    chart = describe(drift, column, modules=modules, layers=layers, steps=steps, band=band, log=log)
+    chart = describe_curves(
+        drift,
+        column,
+        modules=modules,
+        layers=layers,
+        steps=steps,
+        overlay=overlay,
+        band=band,
+        log=log,
+    )
     return draw(chart, backend, dark=dark, preset=preset)
+
+
+def describe_curves(
+    drift: pd.DataFrame,
+    column: str,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    overlay: bool = False,
+    band: bool = True,
+    log: bool | None = None,
+) -> Chart:
+    """Turn drift rows into the chart of `curves`, which see."""
+    describe = describe_run_curves if overlay else describe_layer_curves
+    return describe(drift, column, modules=modules, layers=layers, steps=steps, band=band, log=log)
 
 
 def describe_layer_curves(

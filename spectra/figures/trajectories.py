@@ -268,6 +268,13 @@ class _Run:
         )
 
     @property
+    def mean_limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What the mean paths alone need."""
+        ends = [self.mean(i)[1:] for i in range(len(self.d)) if np.isfinite(self.d[i]).any()]
+        x, y = (max(float(path[i].max()) for path in ends) for i in (0, 1))
+        return _padded(x, self.noise[0]), _padded(y, self.noise[1])
+
+    @property
     def inside(self) -> bool:
         """Whether a box or strip is drawn and no point lies outside."""
         across, up = (floor or math.inf for floor in self.noise)
@@ -376,10 +383,10 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
 
 
 def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
-    limits = _common([run.limits for run in runs])
+    numbers = sum(run.matrices for run in runs) <= _MOST_OVERLAID_NUMBERS
+    limits = _common([run.limits if numbers else run.mean_limits for run in runs])
     ends = [run.drawn(run.matrices, run.matrices, look.until) for run in runs]
     several = len(look.modules) > 1
-    numbers = sum(run.matrices for run in runs) <= _MOST_OVERLAID_NUMBERS
     floors = [Floor(max(run.noise[i] for run in runs)) for i in (0, 1)]
     noise = floors[0].level, floors[1].level
     marks: list[Mark] = [*_noise_zone(noise), *_unrelated_rules(runs, limits)]

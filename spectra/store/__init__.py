@@ -2,6 +2,7 @@
 
 from spectra.store.attempts import Attempt
 from spectra.store.files import whole_file
+from spectra.store.follower import Follower
 from spectra.store.groups import RunGroup, group_labels, group_runs, regularized_pairs
 from spectra.store.run import Run, expand_runs, find_runs, read_runs, run_names, software_versions
 from spectra.store.schema import (
@@ -9,6 +10,7 @@ from spectra.store.schema import (
     DRIFT_QUANTITIES,
     KEYS,
     SPECTRUM,
+    SPECTRUM_ARRAYS,
     TRAINING,
     TRAINING_QUANTITIES,
 )
@@ -20,10 +22,12 @@ __all__ = [
     "DRIFT_QUANTITIES",
     "KEYS",
     "SPECTRUM",
+    "SPECTRUM_ARRAYS",
     "STATES",
     "TRAINING",
     "TRAINING_QUANTITIES",
     "Attempt",
+    "Follower",
     "PartTable",
     "Run",
     "RunGroup",

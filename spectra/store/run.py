@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -267,10 +267,41 @@ class Run:
         self.read_settings()
         return self._named(self.drift.read(columns))
 
-    def read_spectrum(self, step: int | None = None) -> pd.DataFrame:
-        """Return the per-index arrays, of one step or of all."""
-        filters = None if step is None else [("step", "=", step)]
-        return self._named(self.spectrum.read(filters=filters))
+    def read_spectrum(
+        self,
+        step: int | None = None,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        layers: Collection[int] | None = None,
+        columns: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Return the arrays behind the drift rows; what is not asked for is not read.
+
+        Parameters
+        ----------
+        step : int, optional
+            One step.
+        steps, modules, layers : collection, optional
+            Only rows of these; all by default.
+        columns : collection of str, optional
+            Read only these, and the keys; all by default. See
+            `spectra.store.SPECTRUM_ARRAYS`. Arrays that an earlier version of Spectra did not
+            compute are None.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not a run.
+        OSError
+            If a part cannot be read.
+        """
+        self.read_settings()
+        if step is not None:
+            steps = {step} if steps is None else {step} & set(steps)
+        chosen = {"step": steps, "module": modules, "layer": layers}
+        where = {name: values for name, values in chosen.items() if values is not None}
+        return self._named(self.spectrum.read(columns, where or None))
 
     def read_training(self) -> pd.DataFrame:
         """Return one row a recorded step, with `run` and `method`; empty if none was recorded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,12 @@ def spectra_rows(
             row["sigma_change"] = _stored(np.zeros(len(sigma)) + change)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def with_arrays(rows: pd.DataFrame, **arrays: np.ndarray | None) -> pd.DataFrame:
+    """Return `rows` with these arrays in every one of them."""
+    columns: dict[str, Any] = {name: [value] * len(rows) for name, value in arrays.items()}
+    return rows.assign(**columns)
 
 
 def falling(k: int, decades: float = 2.0, scale: float = 1.0) -> np.ndarray:

@@ -128,12 +128,12 @@ def test_chosen_columns_come_with_the_keys(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(frame, table.read()[list(frame.columns)])
 
 
-def test_a_filter_chooses_rows(tmp_path: Path) -> None:
+def test_rows_are_chosen_by_their_keys(tmp_path: Path) -> None:
     table = grown(tmp_path, "spectrum")
     everything = table.read()
     for step in range(6):
         expected = everything[everything["step"] == step].reset_index(drop=True)
-        pd.testing.assert_frame_equal(table.read(filters=[("step", "=", step)]), expected)
+        pd.testing.assert_frame_equal(table.read(where={"step": [step]}), expected)
 
 
 # Other versions' columns.
