@@ -1,36 +1,69 @@
-"""What every page has: the choice of runs, their state, refreshing, and taking a figure along."""
+"""What every page has: its head, the choice of runs, following them, and showing a figure."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
 import streamlit as st
-from dashboard_choices import choose_many
+from dashboard_choices import choose_flag, choose_many, choose_one, hand_over
+from dashboard_markup import escape, one_line
+from dashboard_rows import quoted, warn
 from dashboard_runs import RunEntry, list_runs, root_folder
 from dashboard_sweeps import SweepEntry, choose_sweep, list_sweeps
 
 from spectra import figures
+from spectra.figures.chart import Chart
+from spectra.figures.drawing import draw
 
-_REFRESH_SECONDS = 5
+_REFRESH_SECONDS = 3
 # Where nothing grows, a run may still begin.
-_IDLE_SECONDS = 30
-_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
+_IDLE_SECONDS = 20
+_STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
+_PROBLEMS_SHOWN = 3
+RUNS_SHOWN = 8
+"""Runs that a page shows before the user chose: more are a wall of small panels."""
 
 
-def escape(text: object) -> str:
-    """Return text that Markdown shows as it stands; names of runs are data, not mark-up."""
-    one_line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:&\"'=/^@])", r"\\\1", one_line)
+class Listing(NamedTuple):
+    """What lies in ROOT.
+
+    Attributes
+    ----------
+    root : Path
+    entries : tuple of RunEntry
+        Those that cannot be read included.
+    sweeps : list of SweepEntry
+    problems : list of str
+        What is wrong with sweeps that cannot be read.
+    """
+
+    root: Path
+    entries: tuple[RunEntry, ...]
+    sweeps: list[SweepEntry]
+    problems: list[str]
 
 
-def open_page(title: str, reading: str) -> list[RunEntry]:
-    """Write the page's head and return the runs chosen in the sidebar; stop if there are none."""
-    st.header(title, anchor=False)
+class Picked(NamedTuple):
+    """A matrix that the user clicked on."""
+
+    run: str
+    module: str
+    layer: int
+    step: int
+
+
+class Shown(NamedTuple):
+    """A figure on the page, and what was just clicked on it (empty in any other rerun)."""
+
+    chart: Chart
+    picks: list[Picked]
+
+
+def open_root(title: str, reading: str) -> Listing:
+    """Write the page's head and return what lies in ROOT; stop if there is nothing."""
+    st.subheader(title, anchor=False)
     st.caption(reading)
     root = root_folder()
     if root is None:
@@ -39,68 +72,71 @@ def open_page(title: str, reading: str) -> list[RunEntry]:
         st.stop()
     try:
         entries = list_runs(root)
-        sweeps, unreadable = list_sweeps(root)
-    except FileNotFoundError as error:
+        sweeps, problems = list_sweeps(root)
+    except OSError as error:
         st.error(escape(error))
         st.stop()
-    _watch(entries, sweeps)
+    growing = any(entry.state == "growing" for entry in entries)
+    with st.sidebar:
+        held = growing and choose_flag(
+            "hold",
+            "Hold still",
+            "A growing run is drawn anew at each of its steps, which ends a zoom. This waits with "
+            "it until you choose something.",
+        )
+    if not held:
+        _watch(root, entries, sweeps, growing)
     if not entries:
         st.info(f"There are no runs in {escape(root)} yet. Make one with any of these:")
         st.code(
             "spectra demo\n"
-            f"spectra train --model MODEL --method sorsa --data DATA --out {_quoted(root)}/a\n"
-            f"spectra analyze CHECKPOINTS --base MODEL --out {_quoted(root)}/a",
+            f"spectra train --model MODEL --method sorsa --data DATA --out {quoted(root)}/a\n"
+            f"spectra analyze CHECKPOINTS --base MODEL --out {quoted(root)}/a",
             language="bash",
         )
         st.stop()
-    readable = [e for e in entries if not e.problem]
-    for entry in entries:
-        if entry.problem:
-            warn(entry, entry.problem)
-    for problem in unreadable:
-        st.warning(f"A sweep is not shown as one: {escape(problem)}")
+    return Listing(root, entries, sweeps, problems)
+
+
+def open_page(
+    title: str, reading: str, *, single: bool = False, at_most: int | None = RUNS_SHOWN
+) -> list[RunEntry]:
+    """Write the page's head and return the runs chosen in the sidebar; stop if there are none.
+
+    Parameters
+    ----------
+    title, reading : str
+        The page's name, and a line on what it shows and how to read it.
+    single : bool
+        Whether the page shows one run.
+    at_most : int, optional
+        Runs chosen before the user chose.
+    """
+    listing = open_root(title, reading)
+    readable = [e for e in listing.entries if not e.problem]
+    _tell_problems(listing)
     if not readable:
         st.stop()
     with st.sidebar:
-        labels = {e.label: e for e in choose_sweep(sweeps, readable)}
-        chosen = choose_many("run", "Runs", list(labels))
+        labels = {e.label: e for e in choose_sweep(listing.sweeps, readable)}
+        if not labels:
+            st.info("None of this sweep's runs has begun. Choose another sweep, or wait.")
+            st.stop()
+        if single:
+            # Of those chosen where a page shows several; and looking at one leaves them chosen.
+            hand_over("run", "one run")
+            chosen = [choose_one("run", "Run", list(labels), memory="one run")]
+        else:
+            chosen = choose_many("run", "Runs", list(labels), default=list(labels)[:at_most])
+            if len(chosen) < len(labels):
+                st.caption(f"{len(chosen)} of {len(labels)} runs shown.")
         # st.text, not Markdown: a run's name is shown as it is.
-        st.text("\n".join(_one_line(labels[label]) for label in chosen))
+        if told := "\n".join(filter(None, (_tell_state(labels[label]) for label in chosen))):
+            st.text(told)
     if not chosen:
         st.info("Choose at least one run in the sidebar.")
         st.stop()
     return [labels[label] for label in chosen]
-
-
-def read_tables(
-    entries: Sequence[RunEntry], read: Callable[[RunEntry], pd.DataFrame]
-) -> tuple[pd.DataFrame, list[RunEntry]]:
-    """Return the rows of all runs that can be read, and the runs that have none yet."""
-    tables, without = [], []
-    for entry in entries:
-        try:
-            table = read(entry)
-        except (OSError, ValueError, KeyError) as error:
-            warn(entry, str(error))
-            continue
-        if table.empty:
-            without.append(entry)
-        else:
-            tables.append(table)
-    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()), without
-
-
-def ask_for_analysis(without: Sequence[RunEntry]) -> None:
-    """Say which runs have no drift rows yet, and the command that computes them."""
-    if without:
-        names = ", ".join(escape(entry.label) for entry in without)
-        st.info(f"Recorded but not analysed yet: {names}. To compute the drift:")
-        st.code("\n".join(f"spectra analyze {_quoted(e.path)}" for e in without), language="bash")
-
-
-def warn(entry: RunEntry, problem: str) -> None:
-    """Say in one line that a run is left out, and why."""
-    st.warning(f"{escape(entry.label)} is left out: {escape(problem)}")
 
 
 def is_dark() -> bool:
@@ -108,72 +144,92 @@ def is_dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def show(draw: Callable[..., Any], description: str) -> None:
-    """Draw a figure for the screen, or say in one line why there is none."""
+def show(
+    describe: Callable[[], Chart],
+    description: str,
+    key: str,
+    *,
+    on_pick: Callable[[list[Picked]], None] | None = None,
+    pick: bool = False,
+) -> Shown:
+    """Draw a figure for the screen with a line on how to read it, or say why there is none.
+
+    Parameters
+    ----------
+    describe : callable
+        Returns the chart; its ValueError is told, and the page stops.
+    description : str
+        What a screen reader says of it.
+    key : str
+        The figure's name on its page.
+    on_pick : callable, optional
+        Called with the clicked or boxed matrices, before the page is drawn anew: the place to
+        `set_choice`. Given or not, `pick` makes the points clickable and the result has them.
+    """
     try:
-        figure = draw(backend="plotly", dark=is_dark())
+        chart = describe()
     except ValueError as error:
         st.info(escape(error))
         st.stop()
+    if chart.reading:
+        st.caption(escape(chart.reading))
+    figure = draw(chart, "plotly", dark=is_dark())
     # The figure brings its own colours for either theme; the ground is the page's.
     figure.update_layout(paper_bgcolor="rgba(0,0,0,0)")
+    options: dict[str, Any] = {}
+    widget, fresh = f"figure-{key}", f"picked-{key}"
+
+    def picked() -> None:
+        picks = list(_picks(st.session_state[widget]))
+        st.session_state[fresh] = picks
+        if picks and on_pick is not None:
+            on_pick(picks)
+
+    if pick or on_pick is not None:
+        options = {"on_select": picked, "selection_mode": ("points", "box"), "key": widget}
     st.plotly_chart(
-        figure, width="stretch", theme=None, config=figures.SCREEN_CONFIG, alt=description
+        figure,
+        width="stretch",
+        theme=None,
+        config=figures.SCREEN_CONFIG,
+        alt=description,
+        **options,
     )
+    return Shown(chart, st.session_state.pop(fresh, []))
 
 
-def take_along(
-    name: str,
-    draw: Callable[..., Any],
-    rows: pd.DataFrame,
-    command: Sequence[object],
+def narrowed(chosen: range, values: Sequence[int]) -> range | None:
+    """Return a choice of steps as a figure's option: None where it is everything."""
+    return None if chosen[0] <= values[0] and chosen[-1] >= values[-1] else chosen
+
+
+def _picks(state: Any) -> Iterable[Picked]:
+    for point in state["selection"]["points"]:
+        data = point.get("customdata") or ()
+        if len(data) >= 4:
+            yield Picked(str(data[0]), str(data[1]), int(data[2]), int(data[3]))
+
+
+def _tell_problems(listing: Listing) -> None:
+    broken = [e for e in listing.entries if e.problem]
+    for entry in broken[:_PROBLEMS_SHOWN]:
+        warn(entry, entry.problem)
+    if more := len(broken) - _PROBLEMS_SHOWN:
+        if more > 0:
+            st.warning(f"{more} more runs cannot be read: the Overview says why.")
+    for problem in listing.problems:
+        st.warning(f"A sweep is not shown as one: {escape(problem)}")
+
+
+def _watch(
+    root: Path, entries: tuple[RunEntry, ...], sweeps: list[SweepEntry], growing: bool
 ) -> None:
-    """Offer the figure and its rows as files, and the command that makes the same figure."""
-
-    def content(suffix: str) -> Callable[[], bytes]:
-        # Called on a click: drawing for paper takes seconds, which the page need not wait.
-        return lambda: figures.to_bytes(draw(backend="matplotlib"), suffix)
-
-    with st.container(horizontal=True):
-        for suffix in (".pdf", ".svg", ".png"):
-            st.download_button(
-                suffix[1:].upper(),
-                content(suffix),
-                file_name=f"{name}{suffix}",
-                on_click="ignore",
-                icon=":material/download:",
-                key=f"take-{name}{suffix}",
-            )
-        st.download_button(
-            "CSV",
-            lambda: rows.to_csv(index=False).encode(),
-            file_name=f"{name}.csv",
-            mime="text/csv",
-            on_click="ignore",
-            icon=":material/table:",
-            key=f"take-{name}.csv",
-        )
-    st.caption("The same figure from the command line:")
-    words = ["spectra", "plot", *map(str, command), "--out", f"{name}.pdf"]
-    st.code(shlex.join(words), language="bash", wrap_lines=True)
-
-
-def range_words(option: str, chosen: range, values: Sequence[int]) -> list[str]:
-    """Return the words of a command that choose a range; none where it is everything."""
-    if chosen[0] <= values[0] and chosen[-1] >= values[-1]:
-        return []
-    return [option, f"{chosen[0]}-{chosen[-1]}"]
-
-
-def _watch(entries: list[RunEntry], sweeps: list[SweepEntry]) -> None:
     """Draw the page again when a run appears, or a file of one or of a sweep changes."""
-    root = root_folder()
-    growing = any(entry.state == "growing" for entry in entries)
 
     @st.fragment(run_every=_REFRESH_SECONDS if growing or not entries else _IDLE_SECONDS)
     def look() -> None:
         try:
-            now = (list_runs(root), list_sweeps(root)[0]) if root else ([], [])
+            now = (list_runs(root), list_sweeps(root)[0])
         except OSError:
             return
         if now != (entries, sweeps):
@@ -182,10 +238,8 @@ def _watch(entries: list[RunEntry], sweeps: list[SweepEntry]) -> None:
     look()
 
 
-def _one_line(entry: RunEntry) -> str:
-    text = f"{entry.label}: {entry.method}, {_STATE_MARKS.get(entry.state, entry.state)}"
-    return " ".join(text.split())
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+def _tell_state(entry: RunEntry) -> str:
+    """Return a line on a run that is not over; of the others the figure says all."""
+    if entry.state not in _STATE_MARKS:
+        return ""
+    return one_line(f"{entry.label}: {entry.method}, {_STATE_MARKS[entry.state]}")

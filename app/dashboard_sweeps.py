@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from dashboard_choices import choose_one
-from dashboard_runs import RunEntry
+from dashboard_runs import LISTING_SECONDS, RunEntry, list_sweep_folders
 
 from spectra import figures
-from spectra.store import STATES, SweepRun, find_sweeps
+from spectra.store import STATES, Sweep, SweepRun
 
 _NO_SWEEP = "all runs"
 _DEVIATION = "_sd"
@@ -53,7 +53,13 @@ class SweepEntry:
 
 def list_sweeps(root: Path) -> tuple[list[SweepEntry], list[str]]:
     """Return the sweeps in `root` and below it, and what is wrong with those not readable."""
-    sweeps = find_sweeps(root)
+    return _list_sweeps(str(root))
+
+
+@st.cache_resource(ttl=LISTING_SECONDS, max_entries=8, show_spinner=False)
+def _list_sweeps(folder: str) -> tuple[list[SweepEntry], list[str]]:
+    root = Path(folder)
+    sweeps = [Sweep(path) for path in list_sweep_folders(root)]
     names = Counter(sweep.name for sweep in sweeps)
     entries, problems = [], []
     for sweep in sweeps:

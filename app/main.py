@@ -5,6 +5,7 @@ the modules beside it are imported by their own names (all start with ``dashboar
 imports ``app``. It works alike in the repository and, as ``spectra/_app``, in an installed wheel.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -14,12 +15,25 @@ _FOLDER = Path(__file__).resolve().parent
 if str(_FOLDER) not in sys.path:
     sys.path.insert(0, str(_FOLDER))
 
-st.set_page_config(page_title="Spectra", layout="wide")
+from dashboard_pages import PAGES, view  # noqa: E402  (this folder has to be on the path)
+
+# At a laptop's width the figures need the room: a narrow column of choices, the menu on top.
+st.set_page_config(page_title="Spectra", layout="wide", initial_sidebar_state=264)
+st.html("<style>.stMainBlockContainer {padding: 4.5rem 2.5rem 2rem}</style>")
 # No icons: Streamlit would fetch the browser tab's one from a server of its own choice.
-st.navigation(
+_page = st.navigation(
     [
-        st.Page(_FOLDER / "views" / "trajectories.py", title="Trajectories", default=True),
-        st.Page(_FOLDER / "views" / "metrics.py", title="Metrics over steps"),
-        st.Page(_FOLDER / "views" / "training.py", title="Training curves"),
-    ]
-).run()
+        st.Page(view(name), title=title, default=i == 0)
+        for i, (name, title) in enumerate(PAGES.items())
+    ],
+    position="top",
+)
+try:
+    _page.run()
+except Exception:
+    # What a page can expect, it says itself; this is a fault of ours, for whoever reads the log.
+    logging.getLogger(__name__).exception("The page %s failed.", _page.title)
+    st.error(
+        "This page could not be drawn: a fault of the dashboard. The terminal in which it was "
+        "started says what happened. Choose other runs or another page, or load this one again."
+    )

@@ -6,6 +6,7 @@ import importlib.util
 import socket
 import subprocess
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -36,10 +37,24 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
+        # Streamlit's own red reads as a warning; these stand apart from either ground.
+        "theme.light.primaryColor": "#1f6f8b",
+        "theme.dark.primaryColor": "#4aa3c0",
+        # Python collects garbage anyway; a full round after every choice would delay the next.
+        "runner.postScriptGC": "false",
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     script = str(_script())
-    return [sys.executable, "-m", "streamlit", "run", script, *flags, "--", str(root.resolve())]
+    return [
+        sys.executable,
+        "-m",
+        "spectra.dashboard",
+        "run",
+        script,
+        *flags,
+        "--",
+        str(root.resolve()),
+    ]
 
 
 def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> int:
@@ -110,3 +125,29 @@ def _free_port(address: str, wanted: int | None) -> int:
                 continue
             return port
     raise OSError(f"No free port on {address} from {FIRST_PORT} on; choose one with --port.")
+
+
+def _run_streamlit() -> None:
+    """Run Streamlit in this process, as ``python -m streamlit`` does, with the pages' libraries.
+
+    They are loaded while the server starts, so that the first visitor does not wait for them.
+    """
+    from streamlit.web import cli
+
+    threading.Thread(target=_load_libraries, name="spectra-loading", daemon=True).start()
+    cli.main(prog_name="streamlit")
+
+
+def _load_libraries() -> None:
+    import pandas as pd
+
+    import spectra.store  # noqa: F401  (with pyarrow)
+    from spectra import figures
+
+    # The first figure that Plotly draws loads half of it.
+    step = pd.DataFrame({"run": ["a"], "method": ["a"], "step": [0], "loss": [1.0]})
+    figures.training(step, ["loss"]).to_json()
+
+
+if __name__ == "__main__":
+    _run_streamlit()

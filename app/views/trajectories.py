@@ -3,59 +3,95 @@
 from functools import partial
 
 import streamlit as st
-from dashboard_choices import choose_many, choose_one, choose_range
-from dashboard_parts import ask_for_analysis, open_page, range_words, read_tables, show, take_along
-from dashboard_runs import read_drift
+from dashboard_choices import (
+    choose_flag,
+    choose_layers,
+    choose_modules,
+    choose_one,
+    choose_range,
+    set_choice,
+)
+from dashboard_export import take_along
+from dashboard_parts import Picked, narrowed, open_page, show
+from dashboard_playback import choose_until, play_on
+from dashboard_rows import read_drift
 from dashboard_sweeps import show_values
 
 from spectra import figures
+from spectra.figures.trajectories import describe_trajectory
+
+_AXES = {"shared": "the same in every panel", "free": "each panel its own"}
 
 entries = open_page(
     "Trajectories",
-    "Right: singular values changed. Up: singular vectors turned. A number is a layer, its colour "
-    "the step; the thick line is the mean over the layers, from the base at the origin.",
+    "Where the singular values and vectors of every layer went. A number is a layer, its colour "
+    "the step; a thick line is the mean over the layers.",
 )
-drift, without = read_tables(entries, read_drift)
-ask_for_analysis(without)
-if drift.empty:
-    st.stop()
-
-all_layers, all_steps = sorted(drift["layer"].unique()), sorted(drift["step"].unique())
 with st.sidebar:
-    modules = choose_many("module", "Modules", sorted(drift["module"].unique()))
-    layers = choose_range("layers", "Layers", all_layers)
-    steps = choose_range("steps", "Steps", all_steps)
-    axes = choose_one(
-        "axes",
-        "Axes",
-        ["shared", "free"],
-        show=lambda a: {"shared": "the same in every panel", "free": "each panel its own"}[a],
+    overlay = choose_flag("overlay", "All runs in one panel", "Instead of a panel a run.")
+    relative = choose_flag(
+        "relative", "Relative ΔΣ", "ΔΣ divided by the base's mean singular value: no unit."
     )
-if not modules:
-    st.info("Choose at least one module in the sidebar.")
-    st.stop()
+drift = read_drift(
+    entries, figures.needed_columns("trajectory", "drift", {"relative": relative}) or ()
+)
+all_layers = [int(layer) for layer in sorted(drift["layer"].unique())]
+all_steps = [int(step) for step in sorted(drift["step"].unique())]
+with st.sidebar:
+    axes = choose_one("axes", "Axes", list(_AXES), show=_AXES.__getitem__)
+    modules = choose_modules(drift["module"].unique())
+    layers = choose_layers(all_layers)
+    steps = choose_range("steps", "Steps", all_steps)
 
 rows = drift[
     drift["module"].isin(modules)
-    & drift["layer"].between(layers[0], layers[-1])
+    & drift["layer"].isin(layers)
     & drift["step"].between(steps[0], steps[-1])
 ]
-draw = partial(figures.trajectory, rows, axes=axes)
-show(draw, "Drift of singular vectors against drift of singular values, a panel a run.")
+drawn_steps = [step for step in all_steps if step in steps]
 
-st.caption("At the last step: mean ΔΣ and ΔD over the layers, and the median condition number κ.")
-show_values(figures.final_values(rows), entries, ["delta_sigma", "delta_d"])
+
+def pick(picks: list[Picked]) -> None:
+    """Narrow the layers to those that were clicked or boxed."""
+    set_choice("layers", figures.write_numbers({p.layer for p in picks}))
+
+
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    until = choose_until(drawn_steps)
+    if len(layers) < len(all_layers):
+        st.button(
+            f"Show all {len(all_layers)} layers",
+            key="all-layers",
+            icon=":material/filter_alt_off:",
+            on_click=set_choice,
+            args=("layers",),
+        )
+options = {
+    "modules": modules,
+    "axes": axes,
+    "overlay": overlay,
+    "relative": relative,
+    "until": until if until < drawn_steps[-1] else None,
+}
+shown = show(
+    partial(describe_trajectory, rows, **options),
+    "Drift of singular vectors against drift of singular values, a panel a run.",
+    "trajectory",
+    on_pick=pick,
+)
+st.caption("Click a number, or draw a box around some, to keep only those layers.")
+
+st.caption(f"At step {until}: mean ΔΣ and ΔD over the layers, and the median condition number κ.")
+show_values(figures.final_values(rows[rows["step"] <= until]), entries, ["delta_sigma", "delta_d"])
 take_along(
     "trajectory",
-    draw,
+    shown.chart,
     rows,
-    [
-        "trajectory",
-        *(entry.path for entry in entries if entry not in without),
-        "--modules",
-        ",".join(modules),
-        *range_words("--layers", layers, all_layers),
-        *range_words("--steps", steps, all_steps),
-        *(["--axes", axes] if axes != "shared" else []),
-    ],
+    "trajectory",
+    entries,
+    among={"layers": all_layers, "steps": all_steps},
+    layers=layers if len(layers) < len(all_layers) else None,
+    steps=narrowed(steps, all_steps),
+    **options,
 )
+play_on(drawn_steps, until)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from checkpoints_index import TrainedFactors, Weight
 from spectra import metrics
 from spectra.analysis.base_cache import BaseCache
 from spectra.linalg import (
+    LEADING,
     PRECISIONS,
     Decomposition,
     Turned,
@@ -142,7 +144,12 @@ class BaseMatrix:
         drift = self._value_quantities(found.s) | self._update_quantities(weight)
         drift |= vector_quantities(found)
         drift |= {"solver": found.solver, "residual": self._with_base_error(found.residual)}
-        return drift, _arrays(found.s, found.overlap_u, found.overlap_v)
+        return drift, self._arrays(found.s) | {
+            "overlap_u": _copied(found.overlap_u),
+            "overlap_v": _copied(found.overlap_v),
+            "leading_u": _square(found.leading_u),
+            "leading_v": _square(found.leading_v),
+        }
 
     def _values_only(self, weight: Weight) -> tuple[Row, Row]:
         base = self._decomposition if self._has_vectors(weight) else None
@@ -150,7 +157,7 @@ class BaseMatrix:
             base, lambda: weight.on(self.w_0), weight.update, self.quantities.solver
         )
         drift = self._value_quantities(found.s) | self._update_quantities(weight)
-        return drift | {"solver": found.solver, "residual": found.residual}, _arrays(found.s)
+        return drift | {"solver": found.solver, "residual": found.residual}, self._arrays(found.s)
 
     def _unchanged(self) -> tuple[Row, Row]:
         s = self._values
@@ -159,15 +166,23 @@ class BaseMatrix:
         drift |= nothing if s[0] > 0 else dict.fromkeys(nothing, math.nan)
         drift |= {"solver": UNCHANGED, "residual": self._with_base_error(0.0)}
         if not self.quantities.vectors:
-            return drift, _arrays(s)
+            return drift, self._arrays(s)
         unturned = ("delta_d", "delta_u", "delta_v", "matched_d", "subspace_d", "intruders")
-        return drift | dict.fromkeys(unturned, 0.0), _arrays(s, ones := torch.ones_like(s), ones)
+        drift |= dict.fromkeys(unturned, 0.0)
+        ones, leading = torch.ones_like(s), torch.eye(min(LEADING, len(s)), dtype=s.dtype)
+        return drift, self._arrays(s) | {
+            "overlap_u": _copied(ones),
+            "overlap_v": _copied(ones),
+            "leading_u": _square(leading),
+            "leading_v": _square(leading),
+        }
 
     def _value_quantities(self, s: Tensor) -> Row:
         return {
             "rows": self.w_0.shape[0],
             "cols": self.w_0.shape[1],
             "delta_sigma": metrics.singular_value_deviation(s, self._values),
+            "sigma_0_mean": self._values.mean().item(),
             "sigma_max": s[0].item(),
             "sigma_min": s[-1].item(),
             "kappa": metrics.condition_number(s),
@@ -175,6 +190,9 @@ class BaseMatrix:
             "effective_rank": metrics.effective_rank(s),
             "ill_determined": metrics.ill_determined_share(s),
         }
+
+    def _arrays(self, s: Tensor) -> Row:
+        return {"sigma": _copied(s), "sigma_change": _copied(s - self._values)}
 
     def _update_quantities(self, weight: Weight) -> Row:
         if weight.update is not None:
@@ -290,10 +308,15 @@ def unreadable_row(shape: tuple[int, int]) -> Row:
     return {"rows": shape[0], "cols": shape[1], "solver": UNREADABLE}
 
 
-def _arrays(s: Tensor, *overlaps: Tensor) -> Row:
-    names = ("sigma", "overlap_u", "overlap_v")
-    # Copies: rows wait to be written, and S_0 may lie on the map of a whole kept decomposition.
-    return {name: x.numpy().copy() for name, x in zip(names, (s, *overlaps), strict=False)}
+def _copied(array: Tensor) -> np.ndarray:
+    # Rows wait to be written, and S_0 may lie on the map of a whole kept decomposition.
+    return array.numpy().copy()
+
+
+def _square(leading: Tensor) -> np.ndarray:
+    """Return the absolute overlaps of p leading vectors with p leading ones, row by row."""
+    p = leading.shape[1]
+    return _copied(leading[:p].abs().clamp(max=1.0).flatten())
 
 
 def _split(update: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from spectra.cli import (
     sweep,
     train,
 )
+from spectra.cli.options import LateParser
 
 # In the order of `spectra --help`.
 _COMMANDS = (demo, train, sweep, index, analyze, plot, dashboard, report, evaluate, export, cache)
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What fine-tuning did to a model's singular spectrum.",
         epilog="Try: spectra demo",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=LateParser)
     for module in _COMMANDS:
         module.add(commands)
     return parser

@@ -5,14 +5,32 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
-def add_command(
-    commands: Any, name: str, run: Any, text: str, example: str
-) -> argparse.ArgumentParser:
+class LateParser(argparse.ArgumentParser):
+    """A parser that gets its arguments when it is used: some have to load libraries for them.
+
+    Attributes
+    ----------
+    fill : callable, optional
+        Adds the arguments to the parser that it is given.
+    """
+
+    fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Add the arguments, the first time, and parse."""
+        if self.fill is not None:
+            fill, self.fill = self.fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
+
+
+def add_command(commands: Any, name: str, run: Any, text: str, example: str) -> LateParser:
     """Add a sub-command and return it, for its options."""
-    command: argparse.ArgumentParser = commands.add_parser(
+    command: LateParser = commands.add_parser(
         name, help=text, description=text, epilog=f"Example: {example}"
     )
     command.set_defaults(run=run)

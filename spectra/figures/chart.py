@@ -105,7 +105,7 @@ class Line:
     x, y : array of float
     ink : Ink
     width : float
-        Points (1/72 inch) on paper.
+        Points (1/72 inch) on paper; 0 for markers alone.
     dash : str
         One of `style.DASHES`.
     opacity : float
@@ -160,6 +160,8 @@ class Numbers:
         Which of `style.LETTERINGS`.
     size : float or None
         Points; None where the renderer shall make them fit.
+    ink : Ink or None
+        One colour for all of them, instead of the map's.
     entry, hover, pick
         As of `Line`.
     """
@@ -171,6 +173,7 @@ class Numbers:
     map: Map = "step"
     lettering: int = 0
     size: float | None = None
+    ink: Ink | None = None
     entry: str = ""
     hover: Hover | None = None
     pick: Pick | None = None
@@ -185,7 +188,7 @@ class Heat:
     x, y : array of float, ascending
         The cells' middles; cells meet half-way.
     values : array of shape (len(y), len(x))
-        NaN where there is nothing.
+        NaN where there is nothing; what lies beyond the colour bar has the colour of that end.
     symbol : str
         What the values are, for a pointer.
     head : str

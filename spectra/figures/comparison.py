@@ -2,14 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from spectra.figures.chart import Chart
+from spectra.figures.chart import Axis, Band, Chart, Entry, Floats, Hover, Ink, Line, Mark, Panel
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
+from spectra.figures.labels import label_of
+from spectra.figures.noise import Floor, floor_marks, noise_floor, noise_sentence
+from spectra.figures.over_layers import (
+    RATIOS,
+    Scale,
+    band_on,
+    centre_of,
+    horizontal,
+    line_on,
+    listed,
+    over_layers,
+    sentences,
+    value_scale,
+)
+from spectra.figures.seeds import Series, Spread, against_loss, against_total, counted, spread
+from spectra.figures.selection import (
+    MOST_LINE_POINTS,
+    by_run,
+    clean,
+    module_order,
+    select_rows,
+)
+from spectra.figures.style import dash
+
+BY = ("step", "tokens", "loss", "seconds")
+"""What runs can be aligned by."""
+_KEYS = frozenset({"run", "method", "module", "layer", "step"})
+_FLOORS = ("sigma_noise", "d_noise")
+# Above this many recorded steps, training's own columns are drawn as running means.
+_SMOOTH_ABOVE = 80
+_HOW_TO_COUNT = (
+    "`spectra train` records them, and spectra.SpectraCallback does where the trainer has "
+    'include_num_input_tokens_seen="non_padding"'
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's values, by module; of training's columns there is one, called ``""``."""
+
+    name: str
+    title: str
+    values: Mapping[str, Series]
+    floors: Mapping[str, Floor]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs of one label: how many, and mean and spread over them by module."""
+
+    title: str
+    runs: tuple[_Run, ...]
+    spreads: Mapping[str, Spread]
+
+    def floors(self, module: str) -> list[Floor]:
+        """Return the noise floors of its runs."""
+        return [run.floors[module] for run in self.runs if module in run.floors]
 
 
 def compare(
@@ -27,7 +86,57 @@ def compare(
     dark: bool = False,
     preset: str | None = None,
 ) -> Any:
-    """Methods beside each other: the mean of their seeds with its band."""
+    """Draw methods beside each other: the mean over their seeds, with a band.
+
+    Parameters
+    ----------
+    drift : DataFrame
+        Rows of one or more runs: columns run, method, module, step, layer; and, where present,
+        sigma_noise, d_noise.
+    training : DataFrame
+        Concatenated `Run.read_training()`: columns run, method, step; it may be empty where
+        `column` is of drift and `by` is ``"step"``.
+    column : str
+        Of drift (a panel a module) or of training (one panel).
+    by : {"step", "tokens", "loss", "seconds"}
+        What the runs are aligned by.
+    groups : mapping, optional
+        The label of each run, by its name: runs of one label are averaged. See
+        `spectra.store.group_labels`. A run that is not in it, and every run by default, stands
+        alone.
+    modules, layers, steps : iterable, optional
+        Draw only these; all by default. Of a training column only `steps` means something.
+    log : bool, optional
+        Logarithmic vertical axis; by default for condition numbers that span over two decades.
+    backend : {"plotly", "matplotlib"}
+        Screen or paper.
+    dark : bool
+        Colours for a dark background (plotly only).
+    preset : str, optional
+        Width and fonts of a venue (matplotlib only).
+
+    Returns
+    -------
+    plotly.graph_objects.Figure or matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, `column` is in neither table, no run has what `by` needs, two
+        runs share a name, or an option is unknown.
+
+    Notes
+    -----
+    A run's value is the mean over its layers, and the median for condition numbers. Seeds are
+    averaged as far as all of a group reach; a seed without a record at a place is interpolated
+    between its neighbours. The band is one standard deviation of the sample to either side, also
+    for two seeds; a single seed has none.
+
+    Aligned by the loss, the value at a level is that at the step at which the smoothed training
+    loss (mean over a twentieth of the record, five steps at least) was first as low; the axis
+    runs downwards, so that training goes to the right. What a run did while its loss was higher
+    than before is not drawn.
+    """
     return draw(
         describe_compare(
             drift,
@@ -58,5 +167,300 @@ def describe_compare(
     steps: Iterable[int] | None = None,
     log: bool | None = None,
 ) -> Chart:
-    """Turn rows into the chart of `compare`."""
-    raise NotImplementedError
+    """Turn rows into the chart of `compare`, which see."""
+    if by not in BY:
+        raise ValueError(f"by must be one of {', '.join(BY)}, got {by!r}.")
+    if column == by:
+        raise ValueError(f"{column} against itself is no comparison; choose another column or by.")
+    modules = [modules] if isinstance(modules, str) else modules
+    modules = None if modules is None else list(modules)
+    of_drift = column in drift and column not in _KEYS
+    if of_drift:
+        runs, order, said = _of_drift(drift, column, modules, layers, steps)
+    else:
+        runs, order, said = _of_training(training, drift, column, steps)
+    runs, left_out = _aligned(runs, training, by)
+    formed, apart = _groups(runs, order, groups)
+    label = label_of(column)
+    floors = [[f for g in formed for f in g.floors(m)] for m in order]
+    # κ of q_proj can be thousands of times that of v_proj; what else there is, is compared.
+    free = column in RATIOS
+    shared = None if free else _scale(formed, order, column, log, floors)
+    x = _axis(by, [s for g in formed for s in g.spreads.values()])
+    panels, scales = [], []
+    for module, floors_here in zip(order, floors, strict=True):
+        scale = shared or _scale(formed, [module], column, log, [floors_here])
+        marks = _marks(formed, module, scale)
+        lines = [(m.x, m.y) for m in marks if isinstance(m, Line)]
+        if x.limits[0] > x.limits[1]:
+            # What keeps the floor's words away from the lines looks from the left to the right.
+            lines = [(-there[::-1], values[::-1]) for there, values in lines]
+        grey = floor_marks(column, floors_here, scale.limits, scale.log, lines)
+        y = Axis(label.axis, label.symbol, scale.limits, log=scale.log)
+        panels.append(Panel(clean(module) or label.symbol, x, y, (*grey[:1], *marks, *grey[1:])))
+        scales.append(scale)
+    return Chart(
+        panels=tuple(panels),
+        entries=tuple(
+            Entry(f"group{i}", g.title, Ink("run", i), dash(i)) for i, g in enumerate(formed)
+        ),
+        reading=label.reading,
+        caption=sentences(
+            _lines_sentence(column if of_drift else "", formed),
+            _by_sentence(by),
+            noise_sentence(
+                column,
+                floors,
+                [(g.title, f) for g in formed for f in _largest(g, order)],
+                scales[0].limits,
+            ),
+            _ends_sentence(formed, order, by),
+            said,
+            apart,
+            left_out,
+            *dict.fromkeys(scale.below for scale in scales),
+        ),
+        link_x=True,
+        link_y=not free,
+    )
+
+
+def _of_drift(
+    drift: pd.DataFrame,
+    column: str,
+    modules: Iterable[str] | None,
+    layers: Iterable[int] | None,
+    steps: Iterable[int] | None,
+) -> tuple[list[_Run], tuple[str, ...], str]:
+    if not pd.api.types.is_numeric_dtype(drift[column]):
+        raise ValueError(f"The column {column} holds no numbers, so it cannot be compared.")
+    rows = select_rows(drift, [column], modules, layers, steps, keep=_FLOORS)
+    order = module_order(rows, modules)
+    runs = []
+    for run, title, part in by_run(rows, drift):
+        values, floors = {}, {}
+        for module in order:
+            of_module = part[part["module"] == module]
+            if not of_module.empty:
+                over = over_layers(of_module, column)
+                values[module] = Series(
+                    over.steps, np.where(np.isinf(over.centre), np.nan, over.centre)
+                )
+                floors[module] = noise_floor(of_module, column)
+        runs.append(_Run(run, title, values, floors))
+    infinite = int(np.isinf(rows[column].to_numpy(dtype=float)).sum())
+    said = ""
+    if infinite:
+        said = (
+            f"{infinite} infinite values count as the largest in the median; a line breaks where "
+            "half of the layers are."
+        )
+    return runs, order, said
+
+
+def _of_training(
+    training: pd.DataFrame, drift: pd.DataFrame, column: str, steps: Iterable[int] | None
+) -> tuple[list[_Run], tuple[str, ...], str]:
+    if column not in training or column in _KEYS:
+        known = dict.fromkeys([*drift.columns, *training.columns])
+        raise ValueError(
+            f"Neither drift nor training has a column {column}; they have "
+            f"{', '.join(str(c) for c in known if c not in _KEYS)}."
+        )
+    rows = training[np.isfinite(training[column].to_numpy(dtype=float, na_value=np.nan))]
+    if steps is not None:
+        rows = rows[rows["step"].isin(list(steps))]
+    if rows.empty:
+        raise ValueError(
+            f"No run has a recorded {column} to compare. A run records it when trained by "
+            "`spectra train`, or passed to Recorder.step."
+        )
+    _refuse_twins(rows)
+    runs, smoothed = [], set()
+    for run, title, part in by_run(rows, rows):
+        part = part.sort_values("step", kind="stable")
+        values, window = part[column], len(part) // (_SMOOTH_ABOVE // 2)
+        if len(part) > _SMOOTH_ABOVE:
+            values = values.rolling(window, center=True, min_periods=1).mean()
+        series = Series(part["step"].to_numpy(dtype=float), values.to_numpy(dtype=float))
+        runs.append(_Run(run, title, {"": series}, {}))
+        smoothed.add(window if len(part) > _SMOOTH_ABOVE else 1)
+    said = ""
+    if max(smoothed) > 1:
+        most = f"{min(smoothed)} to {max(smoothed)}" if len(smoothed) > 1 else max(smoothed)
+        said = f"A value is the mean of {most} recorded steps."
+    return runs, ("",), said
+
+
+def _refuse_twins(rows: pd.DataFrame) -> None:
+    if rows.duplicated(["run", "step"]).any():
+        raise ValueError(
+            "Two of the runs share a name, so their steps cannot be told apart. Rename one of "
+            "their folders."
+        )
+
+
+def _aligned(runs: Sequence[_Run], training: pd.DataFrame, by: str) -> tuple[list[_Run], str]:
+    """Return the runs with what they are aligned by in the steps' place, and who has none."""
+    if by == "step":
+        return list(runs), ""
+    known = training
+    if by in training:
+        known = training[training[by].notna()].sort_values("step", kind="stable")
+        _refuse_twins(known)
+    by_name = dict(list(known.groupby("run", observed=True))) if by in training else {}
+    aligned, without = [], []
+    for run in runs:
+        rows = by_name.get(run.name)
+        moved = {}
+        if rows is not None:
+            total = None if by == "loss" else counted(rows, by)
+            for module, series in run.values.items():
+                there = (
+                    against_loss(series, rows) if total is None else against_total(series, total)
+                )
+                if there is not None:
+                    moved[module] = there
+        if moved:
+            aligned.append(_Run(run.name, run.title, moved, run.floors))
+        else:
+            without.append(run.title)
+    what = {"tokens": "tokens seen", "loss": "training loss", "seconds": "time"}[by]
+    how = f": {_HOW_TO_COUNT}" if by == "tokens" else ""
+    if not aligned:
+        raise ValueError(
+            f"No run has a recorded {what} at the steps of its values, so they cannot be aligned "
+            f'by it{how}. Choose by="step".'
+        )
+    return aligned, f"Left out, without recorded {what}: {listed(without)}." if without else ""
+
+
+def _groups(
+    runs: Sequence[_Run], order: Sequence[str], labels: Mapping[str, str] | None
+) -> tuple[list[_Group], str]:
+    """Return the groups in the order of their first runs, and what has no place in common."""
+    members: dict[tuple[bool, str], list[_Run]] = {}
+    for run in runs:
+        label = (labels or {}).get(run.name)
+        members.setdefault((label is None, run.name if label is None else label), []).append(run)
+    most = max(2, MOST_LINE_POINTS // (3 * len(members) * len(order)))
+    formed, apart = [], []
+    for (alone, label), of_group in members.items():
+        title = of_group[0].title if alone else clean(label)
+        spreads = {}
+        for module in order:
+            series = [run.values[module] for run in of_group if module in run.values]
+            found = spread(series, most) if series else None
+            if found is not None:
+                spreads[module] = found
+        if spreads:
+            formed.append(_Group(title, tuple(of_group), spreads))
+        else:
+            apart.append(title)
+    if not formed:
+        raise ValueError(
+            f"The runs of {listed(apart)} have no range in common, so they have no mean. Align "
+            "them by something else, or compare them run by run, with groups=None."
+        )
+    return formed, f"Without a range that all seeds share: {listed(apart)}." if apart else ""
+
+
+def _scale(
+    groups: Sequence[_Group],
+    order: Sequence[str],
+    column: str,
+    log: bool | None,
+    floors: Sequence[Sequence[Floor]],
+) -> Scale:
+    spreads = [g.spreads[m] for g in groups for m in order if m in g.spreads]
+    return value_scale(
+        column,
+        [s.mean for s in spreads],
+        log,
+        floors=[f.level for panel in floors for f in panel],
+        sides=[side for s in spreads for side in _sides(s)],
+    )
+
+
+def _marks(groups: Sequence[_Group], module: str, scale: Scale) -> list[Mark]:
+    marks: list[Mark] = []
+    for i, group in enumerate(groups):
+        found = group.spreads.get(module)
+        if found is not None and found.sd is not None:
+            low, high = band_on(*_sides(found), scale)
+            marks.append(Band(found.x, low, high, Ink("run", i), 0.18, entry=f"group{i}"))
+    for i, group in enumerate(groups):
+        found = group.spreads.get(module)
+        if found is None:
+            continue
+        count = sum(module in run.values for run in group.runs)
+        columns = [("seeds", np.full(len(found.x), float(count)))]
+        if found.sd is not None:
+            columns.append(("standard deviation", found.sd))
+        head = f"{group.title} · {clean(module)}" if module else group.title
+        marks.append(
+            Line(
+                found.x,
+                line_on(found.mean, scale),
+                Ink("run", i),
+                width=1.6,
+                dash=dash(i),
+                entry=f"group{i}",
+                hover=Hover(head, tuple(columns)),
+            )
+        )
+    return marks
+
+
+def _sides(found: Spread) -> tuple[Floats, ...]:
+    return () if found.sd is None else (found.mean - found.sd, found.mean + found.sd)
+
+
+def _axis(by: str, spreads: Sequence[Spread]) -> Axis:
+    places = [s.x for s in spreads]
+    if by == "step":
+        return horizontal("step", "step", places, integer=True)
+    label = label_of(by)
+    if by != "loss":
+        return horizontal(label.axis, label.symbol, places)
+    axis = horizontal("smoothed training loss (nats per token)", label.symbol, places)
+    return Axis(axis.label, axis.symbol, axis.limits[::-1])
+
+
+def _largest(group: _Group, order: Sequence[str]) -> list[Floor]:
+    floors = [f for module in order for f in group.floors(module)]
+    return [max(floors, key=lambda f: -1.0 if np.isnan(f.level) else f.level)] if floors else []
+
+
+def _lines_sentence(column: str, groups: Sequence[_Group]) -> str:
+    over = f"{centre_of(column)} over the layers" if column else "value"
+    if all(len(g.runs) == 1 for g in groups):
+        return f"Lines: {over} of one run each." if column else ""
+    counts = [f"{g.title} {len(g.runs)}" for g in groups if len(g.runs) > 1]
+    single = [g.title for g in groups if len(g.runs) == 1]
+    return sentences(
+        f"Lines: mean over the seeds of each run's {over}; shaded: ± 1 standard deviation of the "
+        f"sample ({listed(counts)} seeds).",
+        f"One seed, no band: {listed(single)}." if single else "",
+    )
+
+
+def _by_sentence(by: str) -> str:
+    if by != "loss":
+        return ""
+    return (
+        "At each level of the smoothed training loss, the value at the step that first reached it; "
+        "training runs to the right."
+    )
+
+
+def _ends_sentence(groups: Sequence[_Group], order: Sequence[str], by: str) -> str:
+    """Name the groups of which some seed goes on where the mean ends."""
+    found = []
+    for group in groups:
+        for module in order:
+            ends = [run.values[module].x[-1] for run in group.runs if module in run.values]
+            if by == "step" and module in group.spreads and max(ends) > min(ends):
+                found.append(f"{group.title} (step {min(ends):.0f} of {max(ends):.0f})")
+                break
+    return f"The mean ends with the shortest seed: {listed(found)}." if found else ""

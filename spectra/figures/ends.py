@@ -10,7 +10,8 @@ import pandas as pd
 from spectra.figures.selection import by_run, module_order, select_rows
 
 # The loss of one step is that of one batch.
-_LAST_STEPS = 5
+LAST_STEPS = 5
+"""Recorded steps whose mean is a run's final loss."""
 
 
 def final_values(drift: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +73,7 @@ def final_losses(training: pd.DataFrame) -> pd.DataFrame:
         run and loss (nats per token); runs without a recorded loss are left out.
     """
     rows = training.dropna(subset=["loss"]).sort_values("step")
-    last = rows.groupby("run", sort=False).tail(_LAST_STEPS)
+    last = rows.groupby("run", sort=False).tail(LAST_STEPS)
     return last.groupby("run", sort=False)["loss"].mean().reset_index()
 
 

@@ -19,8 +19,14 @@ _BACKENDS: dict[str, Backend] = {
     ".png": "matplotlib",
     ".html": "plotly",
 }
-SCREEN_CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False}
-"""Plotly's options wherever a figure is shown: no logo, and no button that uploads the data."""
+SCREEN_CONFIG: dict[str, Any] = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "doubleClick": "reset",
+    "modeBarButtonsToRemove": ["autoScale2d"],
+}
+"""Plotly's options wherever a figure is shown: no logo, no button that uploads the data, and a
+double click goes back to the axes as drawn, not to whatever would show every mark."""
 
 # Names inside an SVG are hashes salted with this, instead of with a random number.
 _SALT = "spectra"
@@ -104,7 +110,12 @@ def save(figure: Any, path: Path | str) -> Path:
         If the file cannot be written; an earlier one of that name is untouched.
     """
     path = Path(path)
-    content = to_bytes(figure, path.suffix or str(path))
+    write_whole(path, to_bytes(figure, path.suffix or str(path)))
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".spectra-tmp-", suffix=path.suffix, dir=path.parent)
     try:
@@ -117,7 +128,6 @@ def save(figure: Any, path: Path | str) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    return path
 
 
 def _printed(figure: Any, form: str) -> bytes:

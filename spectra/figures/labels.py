@@ -31,6 +31,11 @@ LABELS = {
     ),
     "delta_u": Label("ΔU", "left vectors", "The left half of ΔD: 1 − mean |⟨u_t, u_0⟩|."),
     "delta_v": Label("ΔV", "right vectors", "The right half of ΔD: 1 − mean |⟨v_t, v_0⟩|."),
+    "sigma_0_mean": Label(
+        "mean σ of W_0",
+        "unit of the weights",
+        "Mean singular value of the base: ΔΣ divided by it compares between matrices.",
+    ),
     "sigma_max": Label("σ_max", "unit of the weights", "The largest singular value of W_t."),
     "sigma_min": Label("σ_min", "unit of the weights", "The smallest singular value of W_t."),
     "kappa": Label("κ", "σ_max/σ_min of W_t", "Condition number of W_t; 1 is best conditioned."),
@@ -89,6 +94,7 @@ LABELS = {
     "lr": Label("learning rate", "", "Learning rate of the step."),
     "ortho_loss": Label("L_reg", "unweighted", "Orthonormal regularizer, before its weight γ."),
     "seconds": Label("time", "s", "Seconds since training started."),
+    "tokens": Label("tokens seen", "without padding", "Tokens of the batches seen so far."),
     "perplexity": Label(
         "perplexity", "held-out responses", "Perplexity of held-out answers to questions."
     ),

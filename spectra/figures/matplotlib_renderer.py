@@ -16,11 +16,6 @@ from matplotlib.text import Text
 
 from spectra.figures import paper_axes, style
 from spectra.figures.chart import Chart, ColourBar, Inset
-from spectra.figures.matplotlib_before import (  # noqa: F401
-    draw_layer_curves,
-    draw_run_curves,
-    draw_trajectory,
-)
 from spectra.figures.paper_layout import (
     LINE,
     OVERHANG,

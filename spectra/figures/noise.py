@@ -79,19 +79,25 @@ class NoiseBand:
     reading: str
 
 
-def noise_floor(rows: pd.DataFrame, column: str) -> Floor:
-    """Return the floor of `column` in the rows of one run."""
+def noise_floor(rows: pd.DataFrame, column: str, module: str | None = None) -> Floor:
+    """Return the floor of `column` in the rows of one run, or of one of its modules."""
     source, *_ = _FLOORS.get(column, ("",))
     if source not in rows:
         return Floor(math.nan)
     values = rows[source].to_numpy(dtype=float, na_value=math.nan)
     modules, names = codes(rows["module"])
     known = np.isfinite(values)
-    levels = [values[known & (modules == i)] for i in range(len(names))]
+    chosen = [i for i, name in enumerate(names) if module in (None, name)]
+    levels = [values[known & (modules == i)] for i in chosen]
     medians = [float(np.median(of_module)) for of_module in levels if len(of_module)]
     if not medians:
         return Floor(math.nan)
     return Floor(max(medians), mixed=len({short(m) for m in medians}) > 1)
+
+
+def floor_column(column: str) -> str:
+    """Return the name of the column that holds the floor of `column`; empty where it has none."""
+    return _FLOORS.get(column, ("",))[0]
 
 
 def reach(
@@ -211,7 +217,9 @@ def noise_sentence(
 
 
 def box_sentence(
-    runs: Sequence[tuple[str, tuple[float, float], bool]], inside: Sequence[str]
+    runs: Sequence[tuple[str, tuple[float, float], bool]],
+    inside: Sequence[str],
+    sigma: str = "ΔΣ",
 ) -> str:
     """Return what the caption of a trajectory says of the grey boxes and strips.
 
@@ -222,15 +230,17 @@ def box_sentence(
         the run's modules differ.
     inside : sequence of str
         Titles of the panels without a point outside.
+    sigma : str
+        What the horizontal axis shows.
     """
     if not runs:
         return ""
     forms = {"box" if min(noise) > 0 else "strip" for _, noise, _ in runs}
     values = []
-    for i, column in enumerate(("delta_sigma", "delta_d")):
+    for i, symbol in enumerate((sigma, label_of("delta_d").symbol)):
         levels = [noise[i] for _, noise, _ in runs if noise[i] > 0]
         if levels:
-            values.append(f"{label_of(column).symbol} {_span(levels)}")
+            values.append(f"{symbol} {_span(levels)}")
     noisiest = "; the noisiest module's" if any(mixed for *_, mixed in runs) else ""
     sentence = (
         f"Grey {' or '.join(sorted(forms))}: noise floor ({', '.join(values)}{noisiest}), "

@@ -129,7 +129,10 @@ def _(mark: Numbers, axes: Axes, look: Look, order: float) -> None:
     size = look.number_size if mark.size is None else mark.size
     anchors = style.map_colours(mark.map)
     places = np.asarray(mark.places, float)
-    shades = {place: style.blend(anchors, place) for place in np.unique(places)}
+    shades = {
+        place: style.colour(mark.ink) if mark.ink else style.blend(anchors, place)
+        for place in np.unique(places)
+    }
     xs, ys = np.asarray(mark.x, float), np.asarray(mark.y, float)
     inside = _between(xs, look.panel.x.limits) & _between(ys, look.panel.y.limits)
     for i in np.flatnonzero(inside):

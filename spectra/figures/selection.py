@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,67 @@ def module_order(rows: pd.DataFrame, modules: Iterable[str] | None) -> tuple[str
     return tuple(m for m in wanted if m in present)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """The rows of one run as arrays of modules × steps × layers.
+
+    Attributes
+    ----------
+    modules : tuple of str
+    steps, layers : array of int64, ascending
+    """
+
+    modules: tuple[str, ...]
+    steps: NDArray[np.int64]
+    layers: NDArray[np.int64]
+    _rows: pd.DataFrame
+    _places: NDArray[np.int64]
+
+    def of(self, column: str) -> NDArray[np.float64]:
+        """Return a column, of shape (modules, steps, layers); NaN where there is no row."""
+        block = np.full(len(self.modules) * len(self.steps) * len(self.layers), np.nan)
+        block[self._places] = self._rows[column].to_numpy(dtype=float, na_value=np.nan)
+        return block.reshape(len(self.modules), len(self.steps), len(self.layers))
+
+
+def blocks(part: pd.DataFrame, modules: Sequence[str]) -> Blocks:
+    """Return the rows of one run, which hold no other modules than these, as arrays."""
+    places, values = codes(part["module"])
+    order = np.array([modules.index(v) if v in modules else -1 for v in values])
+    # Hashing thousands of equal numbers is faster than sorting them.
+    step, steps = pd.factorize(part["step"].to_numpy(np.int64), sort=True)
+    layer, layers = pd.factorize(part["layer"].to_numpy(np.int64), sort=True)
+    at = (order[places] * len(steps) + step) * len(layers) + layer
+    return Blocks(tuple(modules), steps, layers, part, at)
+
+
+def joined(
+    x: NDArray[np.float64], y: NDArray[np.float64], *others: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], ...]:
+    """Return the columns of arrays as one line, with a gap after each.
+
+    Parameters
+    ----------
+    x, y : array of shape (steps, lines)
+        Points without a `y` are left out, so that their neighbours are joined.
+    *others : array of that shape
+        What goes with the points; its last value is kept in the gap.
+
+    Returns
+    -------
+    tuple of 1-D arrays
+        As many as were given.
+    """
+    shown = np.isfinite(y)
+    some = shown.any(axis=0)
+    keep = np.vstack([shown[:, some], np.ones((1, int(some.sum())), dtype=bool)]).T
+    lines = []
+    for i, values in enumerate((x, y, *others)):
+        last = np.full((1, values.shape[1]), np.nan) if i < 2 else values[-1:]
+        lines.append(np.vstack([values, last])[:, some].T[keep])
+    return tuple(lines)
+
+
 def thin_steps(steps: Iterable[int], per_step: int, budget: int) -> NDArray[np.int64]:
     """Return the steps to draw so that there are at most `budget` marks, the last among them.
 
@@ -157,17 +219,23 @@ def thin_steps(steps: Iterable[int], per_step: int, budget: int) -> NDArray[np.i
         All steps where they fit; otherwise every n-th of them, counted back from the last.
     """
     distinct = np.unique(np.fromiter(steps, dtype=np.int64))
-    count = max(1, budget // max(per_step, 1))
-    if len(distinct) <= count:
-        return distinct
+    return distinct[thin_places(len(distinct), max(1, budget // max(per_step, 1)))]
+
+
+def thin_places(found: int, most: int) -> NDArray[np.intp]:
+    """Return which of `found` things to draw so that they are at most `most`, the last included."""
+    if found <= most:
+        return np.arange(found)
     # The start is left out rather than the end: a path's beginning is the origin anyway.
-    places = np.ceil(np.arange(1, count + 1) * len(distinct) / count).astype(int) - 1
-    return distinct[places]
+    return np.ceil(np.arange(1, most + 1) * found / most).astype(np.intp) - 1
 
 
 def thinning_sentence(what: str, drawn: int, steps: int) -> str:
-    """Return what a caption says where only some of the steps are drawn."""
-    return f"{what} of {drawn} of {steps} steps." if drawn < steps else ""
+    """Return what a caption says where only some of the steps are drawn, e.g. "Numbers at"."""
+    if drawn >= steps:
+        return ""
+    which = "the last" if drawn == 1 else f"{drawn}"
+    return f"{what} {which} of {steps} steps{', the last among them' if drawn > 1 else ''}."
 
 
 def codes(column: pd.Series) -> tuple[Codes, list[Any]]:

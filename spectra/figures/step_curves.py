@@ -1,134 +1,146 @@
-"""Quantities over the steps as descriptions: one line a layer, or one line a run."""
+"""Quantities of drift over the steps: one line a layer, or one line a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from spectra.figures.labels import Label, label_of
-from spectra.figures.noise import NoiseBand, noise_band, noise_floor, noise_sentence, reach
-from spectra.figures.selection import by_run, clean, module_order, select_rows
+from spectra.figures import style
+from spectra.figures.chart import (
+    Axis,
+    Band,
+    Chart,
+    ColourBar,
+    Entry,
+    Floats,
+    Hover,
+    Ink,
+    Line,
+    Mark,
+    Panel,
+    Pick,
+)
+from spectra.figures.drawing import draw
+from spectra.figures.export import Backend
+from spectra.figures.labels import label_of
+from spectra.figures.noise import floor_marks, noise_floor, noise_sentence, reach
+from spectra.figures.selection import (
+    MOST_LINE_POINTS,
+    Blocks,
+    blocks,
+    by_run,
+    clean,
+    joined,
+    module_order,
+    select_rows,
+    thin_steps,
+    thinning_sentence,
+)
 
 # Beyond two decades a linear axis shows the largest curve only.
 _LOG_FROM_RATIO = 100.0
 _RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
 """Columns read by their power of ten; the others keep a linear axis unless asked."""
-# Above this many recorded steps a curve is drawn faint, and its running mean strong.
-_SMOOTH_ABOVE = 80
+# More lines than this are a thicket on paper and slow on screen; the shaded range says as much.
+_MOST_LAYER_LINES = 1_000
+# Lines of one colour are drawn at once; more shades than this of a map nobody tells apart.
+_MOST_SHADES = 16
+_MOST_LAYER_TRACES = 320
+_MOST_TICKS = 9
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line over the steps.
+def curves(
+    drift: pd.DataFrame,
+    column: str,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    overlay: bool = False,
+    band: bool = True,
+    log: bool | None = None,
+    backend: Backend = "plotly",
+    dark: bool = False,
+    preset: str | None = None,
+) -> Any:
+    """Draw one column of drift over the steps.
 
-    Attributes
+    Parameters
     ----------
-    steps : tuple of int
-    values : tuple of float, as long as `steps`
-        Finite; points that are not were left out and counted in the caption.
-    low, high : tuple of float, as long as `steps` or empty
-        Smallest and largest value over the layers, where the line stands for several.
-    raw : tuple of float, as long as `steps` or empty
-        What was recorded, where `values` is its running mean.
-    """
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    raw: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class LayerPanel:
-    """One run: `layers` holds (module, layer, curve), `centres` one (module, curve) a module.
-
-    `noise` is its noise floor, where it has one and the axis shows it.
-    """
-
-    run: str
-    title: str
-    layers: tuple[tuple[str, int, Curve], ...]
-    centres: tuple[tuple[str, Curve], ...]
-    noise: NoiseBand | None
-
-
-@dataclass(frozen=True)
-class LayerCurves:
-    """A panel a run, a thin line a layer, the middle of the layers thick.
-
-    Attributes
-    ----------
-    label : Label
-        Of the vertical axis.
-    panels : tuple of LayerPanel
-    modules : tuple of str
-        In the order of their styles.
-    layers : (int, int)
-        First and last layer, the ends of the colour scale.
-    limits : (float, float)
-        Of the vertical axis, the same in every panel.
-    log : bool
-        Whether that axis is logarithmic.
-    centre : str
-        ``"mean"``, or ``"median"`` on a logarithmic axis.
+    drift : DataFrame
+        Rows of one or more runs: columns run, method, module, step, layer and `column`; run,
+        method and module may be categorical.
+    column : str
+        What to draw, for example ``"kappa"``; in the unit that `LABELS` names.
+    modules, layers, steps : iterable, optional
+        Draw only these; all by default.
+    overlay : bool
+        False: a panel a run, a thin line a layer. True: a panel a module, a line a run.
     band : bool
-        Whether to shade from the smallest to the largest layer.
-    caption : str
+        Shade from the smallest to the largest layer.
+    log : bool, optional
+        Logarithmic vertical axis; by default for condition numbers that span over two
+        decades.
+    backend : {"plotly", "matplotlib"}
+        Screen or paper.
+    dark : bool
+        Colours for a dark background (plotly only).
+    preset : str, optional
+        Width and fonts of a venue, one of `style.PRESETS` (matplotlib only).
+
+    Returns
+    -------
+    plotly.graph_objects.Figure or matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, a column is missing, two runs share a name, or `log` is
+        asked for a column without a value above 0.
+
+    Notes
+    -----
+    The thick line is the mean over the layers of one module, and the median on a logarithmic
+    axis, where one ill-conditioned layer would carry the mean. Infinite values are left out, and
+    values of 0 lie below a logarithmic axis; the caption counts both. Where there are too many
+    layers for lines of their own, or too many steps for a point at each, the caption says so.
+
+    Where rows have a noise floor of ΔΣ or ΔD (`sigma_noise`, `d_noise`), it is drawn as a grey
+    band from the bottom of the axis: the median over the layers of the noisiest module, and of
+    the noisiest run where several share a panel; the caption then names each run's.
     """
-
-    label: Label
-    panels: tuple[LayerPanel, ...]
-    modules: tuple[str, ...]
-    layers: tuple[int, int]
-    limits: tuple[float, float]
-    log: bool
-    centre: str
-    band: bool
-    caption: str
-
-
-@dataclass(frozen=True)
-class RunPanel:
-    """One quantity: `curves` holds (index of the run in `RunCurves.runs`, curve).
-
-    `noise` is the largest noise floor of its runs, where one has any and the axis shows it.
-    """
-
-    title: str
-    label: Label
-    curves: tuple[tuple[int, Curve], ...]
-    limits: tuple[float, float]
-    log: bool
-    noise: NoiseBand | None = None
-
-    @property
-    def axis(self) -> str:
-        """What the vertical axis is called, without what the title already says."""
-        return self.label.name if self.title == self.label.symbol else self.label.axis
+    chart = describe_curves(
+        drift,
+        column,
+        modules=modules,
+        layers=layers,
+        steps=steps,
+        overlay=overlay,
+        band=band,
+        log=log,
+    )
+    return draw(chart, backend, dark=dark, preset=preset)
 
 
-@dataclass(frozen=True)
-class RunCurves:
-    """Runs laid over one another, a panel a quantity.
-
-    Attributes
-    ----------
-    panels : tuple of RunPanel
-    runs : tuple of str
-        Labels, in the order of their colours and dashes.
-    band : bool
-        Whether to shade from the smallest to the largest layer.
-    caption : str
-    """
-
-    panels: tuple[RunPanel, ...]
-    runs: tuple[str, ...]
-    band: bool
-    caption: str
+def describe_curves(
+    drift: pd.DataFrame,
+    column: str,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    overlay: bool = False,
+    band: bool = True,
+    log: bool | None = None,
+) -> Chart:
+    """Turn drift rows into the chart of `curves`, which see."""
+    describe = describe_run_curves if overlay else describe_layer_curves
+    return describe(drift, column, modules=modules, layers=layers, steps=steps, band=band, log=log)
 
 
 def describe_layer_curves(
@@ -140,52 +152,81 @@ def describe_layer_curves(
     steps: Iterable[int] | None = None,
     band: bool = True,
     log: bool | None = None,
-) -> LayerCurves:
-    """Turn drift rows into the description of `spectra.figures.curves`, a panel a run."""
+) -> Chart:
+    """Turn drift rows into the chart of `spectra.figures.curves`, a panel a run."""
     rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
-    runs = list(by_run(rows, drift))
-    floors = [noise_floor(part, column) for _, _, part in runs]
-    limits, is_log, below = _value_limits(rows[column], log, [f.level for f in floors])
-    centre = "median" if is_log else "mean"
+    runs = [(run, title, part, blocks(part, order)) for run, title, part in by_run(rows, drift)]
+    floors = [noise_floor(part, column) for _, _, part, _ in runs]
+    scale = _value_scale(rows[column], log, [f.level for f in floors])
+    ends = (int(rows["layer"].min()), int(rows["layer"].max()))
+    values = [block.of(column) for *_, block in runs]
+    lines = sum(int(np.isfinite(v).any(axis=1).sum()) for v in values)
+    traces = sum(int(np.isfinite(v).any(axis=(1, 2)).sum()) for v in values)
+    some = lines <= _MOST_LAYER_LINES
+    # A middle line has its band beside it: three points a step.
+    per_step = max(1, (lines if some else 0) + traces * (3 if band else 1))
+    kept = [thin_steps(block.steps, per_step, MOST_LINE_POINTS) for *_, block in runs]
+    shades = max(4, min(_MOST_SHADES, _MOST_LAYER_TRACES // traces))
     panels = []
-    for (run, title, part), floor in zip(runs, floors, strict=True):
-        lines: list[tuple[str, int, Curve]] = []
-        centres: list[tuple[str, Curve]] = []
-        for module in order:
-            of_module = part[part["module"] == module]
-            if of_module.empty:
+    for (run, title, _, block), value, floor, keep in zip(runs, values, floors, kept, strict=True):
+        marks: list[Mark] = []
+        centres: list[Mark] = []
+        here = np.isin(block.steps, keep)
+        for i, module in enumerate(order):
+            middle = _middle(block, value[i], here, scale)
+            if middle is None:
                 continue
-            shown = of_module[of_module[column] > 0] if is_log else of_module
-            lines += [
-                (module, int(str(layer)), _curve(line["step"], line[column]))
-                for layer, line in shown.groupby("layer", sort=True)
-            ]
-            centres.append((module, _centre(of_module, column, centre, limits)))
-        drawn = [(c.steps, c.values) for _, _, c in lines]
-        noise = noise_band(column, [floor], limits, is_log, drawn)
-        panels.append(LayerPanel(run, title, tuple(lines), tuple(centres), noise))
-    return LayerCurves(
-        label=label_of(column),
+            if some:
+                marks += _layer_lines(run, module, i, block, value[i], here, scale, ends, shades)
+            centres += middle.marks(
+                Ink("module", i), style.dash(i), f"module {i}", band, 0.07, 2.0,
+                f"{clean(module)}, {scale.centre} of layers", rim=True,
+            )  # fmt: skip
+        drawn = [(m.x, m.y) for m in (marks or centres) if isinstance(m, Line)]
+        noise = floor_marks(column, [floor], scale.limits, scale.log, drawn)
+        # The shading of the noise lies behind the curves, its words above them.
+        panels.append(
+            Panel(title, _step_axis(rows), scale.axis(column), (*noise, *marks, *centres))
+        )
+    several = len(order) > 1
+    label = label_of(column)
+    bar = None
+    if some and ends[0] < ends[1]:
+        ticks = tuple(map(float, range(ends[0], ends[1] + 1)))
+        bar = ColourBar(
+            "layer", "layer", (float(ends[0]), float(ends[1])),
+            ticks=ticks if len(ticks) <= _MOST_TICKS else (),
+        )  # fmt: skip
+    return Chart(
         panels=tuple(panels),
-        modules=order,
-        layers=(int(rows["layer"].min()), int(rows["layer"].max())),
-        limits=limits,
-        log=is_log,
-        centre=centre,
-        band=band,
+        entries=tuple(
+            Entry(
+                f"module {i}", f"{clean(m)}, {scale.centre}" if several else scale.centre,
+                Ink("module", i), dash=style.dash(i), width=2.0,
+            )
+            for i, m in enumerate(order)
+        ),  # fmt: skip
+        bar=bar,
+        reading=label.reading,
         caption=_join(
-            label_of(column).reading,
-            f"Thick: {centre} over the layers.",
+            f"Thick: {scale.centre} over the layers.",
+            "" if some else (
+                f"Shaded: smallest to largest layer; {lines} lines of layers are too many to draw."
+                if band else f"{lines} lines of layers are too many to draw."
+            ),
             noise_sentence(
                 column,
                 [[f] for f in floors],
-                [(p.title, f) for p, f in zip(panels, floors, strict=True)],
-                limits,
+                [(title, f) for (_, title, _, _), f in zip(runs, floors, strict=True)],
+                scale.limits,
             ),
-            below,
+            _thinned(kept, [block for *_, block in runs]),
+            scale.note,
             dropped,
         ),
-    )
+        link_x=True,
+        link_y=True,
+    )  # fmt: skip
 
 
 def describe_run_curves(
@@ -197,112 +238,190 @@ def describe_run_curves(
     steps: Iterable[int] | None = None,
     band: bool = True,
     log: bool | None = None,
-) -> RunCurves:
-    """Turn drift rows into the description of `spectra.figures.curves` with ``overlay=True``."""
+) -> Chart:
+    """Turn drift rows into the chart of `spectra.figures.curves` with ``overlay=True``."""
     rows, order, dropped = _finite_rows(drift, column, modules, layers, steps)
-    runs = list(by_run(rows, drift))
-    parts = [
-        [
-            (i, p)
-            for i, (_, _, part) in enumerate(runs)
-            if not (p := part[part["module"] == m]).empty
-        ]
-        for m in order
+    runs = [(run, title, part, blocks(part, order)) for run, title, part in by_run(rows, drift)]
+    values = [block.of(column) for *_, block in runs]
+    by_module = [
+        [i for i, v in enumerate(values) if np.isfinite(v[m]).any()] for m in range(len(order))
     ]
-    floors = [[noise_floor(part, column) for _, part in of_module] for of_module in parts]
-    limits, is_log, below = _value_limits(
-        rows[column], log, [f.level for of_module in floors for f in of_module]
-    )
-    centre = "median" if is_log else "mean"
+    floors = [
+        [noise_floor(runs[i][2], column, order[m]) for i in of_module]
+        for m, of_module in enumerate(by_module)
+    ]
+    scale = _value_scale(rows[column], log, [f.level for of in floors for f in of])
+    traces = sum(map(len, by_module))
+    per_step = max(1, traces * (3 if band else 1))
+    kept = [thin_steps(block.steps, per_step, MOST_LINE_POINTS) for *_, block in runs]
+    here = [np.isin(block.steps, k) for (*_, block), k in zip(runs, kept, strict=True)]
+    # Bands that lie over one another would add up to a dark one.
+    opacity = min(0.12, 0.36 / len(runs))
     panels = []
-    for module, of_module, floors_here in zip(order, parts, floors, strict=True):
-        curves = tuple((i, _centre(part, column, centre, limits)) for i, part in of_module)
-        drawn = [(c.steps, c.values) for _, c in curves]
-        noise = noise_band(column, floors_here, limits, is_log, drawn)
-        panels.append(RunPanel(clean(module), label_of(column), curves, limits, is_log, noise))
-    shading = " Shaded: smallest to largest layer." if band else ""
-    return RunCurves(
+    for m, (of_module, floors_here) in enumerate(zip(by_module, floors, strict=True)):
+        bands: list[Mark] = []
+        lines: list[Mark] = []
+        for i in of_module:
+            _, title, _, block = runs[i]
+            middle = _middle(block, values[i][m], here[i], scale)
+            if middle is not None:
+                marks = middle.marks(
+                    Ink("run", i), style.dash(i), f"run {i}", band, opacity, 1.4, title
+                )
+                bands += [mark for mark in marks if isinstance(mark, Band)]
+                lines += [mark for mark in marks if isinstance(mark, Line)]
+        drawn = [(mark.x, mark.y) for mark in lines if isinstance(mark, Line)]
+        noise = floor_marks(column, floors_here, scale.limits, scale.log, drawn)
+        panels.append(
+            Panel(clean(order[m]), _step_axis(rows), scale.axis(column), (*noise, *bands, *lines))
+        )
+    return Chart(
         panels=tuple(panels),
-        runs=tuple(title for _, title, _ in runs),
-        band=band,
+        entries=run_entries([title for _, title, _, _ in runs]),
+        reading=label_of(column).reading,
         caption=_join(
-            label_of(column).reading,
-            f"Lines: {centre} over the layers.{shading}",
+            f"Lines: {scale.centre} over the layers.",
+            "Shaded: smallest to largest layer." if band else "",
             noise_sentence(
                 column,
                 floors,
-                [(title, noise_floor(part, column)) for _, title, part in runs],
-                limits,
+                [(title, noise_floor(part, column)) for _, title, part, _ in runs],
+                scale.limits,
             ),
-            below,
+            _thinned(kept, [block for *_, block in runs]),
+            scale.note,
             dropped,
         ),
+        link_x=True,
+        link_y=True,
     )
 
 
-def describe_training(
-    rows: pd.DataFrame,
-    columns: Sequence[str] = ("loss", "grad_norm"),
-    *,
-    log: bool | None = None,
-    smooth: int | None = None,
-) -> RunCurves:
-    """Turn training rows into the description of `spectra.figures.training`, which see."""
-    columns = [columns] if isinstance(columns, str) else list(columns)
-    missing = [c for c in ("run", "method", "step", *columns) if c not in rows.columns]
-    if missing or not columns:
-        raise ValueError(
-            f"The training rows have no column {', '.join(missing) or 'to draw'}; they have "
-            f"{', '.join(map(str, rows.columns))}."
-        )
-    filled = [c for c in columns if np.isfinite(rows[c].to_numpy(dtype=float)).any()]
-    if smooth is not None and smooth < 1:
-        raise ValueError(f"smooth must be at least 1 (no smoothing), got {smooth}.")
-    if not filled:
-        raise ValueError(
-            f"There are no training rows with {', '.join(columns)} to draw. A run records them "
-            "when trained by `spectra train` or passed to Recorder.step."
-        )
-    if rows.duplicated(["run", "step"]).any():
-        raise ValueError(
-            "Two of the runs share a name, so their steps cannot be told apart. Rename one of "
-            "their folders."
-        )
-    rows = rows.assign(method=rows["method"].fillna("unknown"))
-    rows = rows.sort_values("step", kind="stable")
-    finite = np.isfinite(rows[filled].to_numpy(dtype=float))
-    runs = list(by_run(rows[finite.any(axis=1)], rows))
-    # Of each column by itself: an evaluation has a value now and then, the loss at every step.
-    windows = {c: smooth or _window(rows[np.isfinite(rows[c].to_numpy(float))]) for c in filled}
-    panels, notes = [], []
-    for column in filled:
-        values = rows[column].to_numpy(dtype=float)
-        limits, is_log, below = _value_limits(
-            rows.loc[np.isfinite(values), column], False if log is None else log
-        )
-        notes.append(f"{label_of(column).symbol}: {below}" if below else "")
-        curves = []
-        for i, (_, _, part) in enumerate(runs):
-            part = part[np.isfinite(part[column].to_numpy(dtype=float))]
-            part = part[part[column] > 0] if is_log else part
-            if not part.empty:
-                curves.append((i, _smoothed(_curve(part["step"], part[column]), windows[column])))
+def run_entries(titles: Sequence[str]) -> tuple[Entry, ...]:
+    """Return the legend of runs laid over one another; marks name ``run 0`` and so on."""
+    return tuple(
+        Entry(f"run {i}", title, Ink("run", i), dash=style.dash(i))
+        for i, title in enumerate(titles)
+    )
+
+
+@dataclass(frozen=True)
+class ValueScale:
+    """How values stand on a vertical axis.
+
+    Attributes
+    ----------
+    limits : (float, float)
+    log : bool
+    note : str
+        What a logarithmic axis cannot show, counted.
+    """
+
+    limits: tuple[float, float]
+    log: bool
+    note: str
+
+    @property
+    def centre(self) -> str:
+        """What stands for many layers: on a logarithmic axis one would carry their mean."""
+        return "median" if self.log else "mean"
+
+    def axis(self, column: str) -> Axis:
+        """Return the vertical axis of a column."""
         label = label_of(column)
-        panels.append(RunPanel(label.symbol, label, tuple(curves), limits, is_log))
-    empty = [label_of(c).symbol for c in columns if c not in filled]
-    # A loss that was never recorded is a gap; one that is infinite is a fact about the run.
-    infinite = int(np.isinf(rows[filled].to_numpy(dtype=float)).sum())
-    return RunCurves(
-        panels=tuple(panels),
-        runs=tuple(title for _, title, _ in runs),
-        band=False,
-        caption=_join(
-            *_smoothing_sentences(windows),
-            f"Not recorded: {', '.join(empty)}." if empty else "",
-            *notes,
-            f"{infinite} infinite values are left out." if infinite else "",
-        ),
+        return Axis(label.axis, label.symbol, self.limits, log=self.log)
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """The mean or median over the layers of one module, and their range."""
+
+    x: Floats
+    y: Floats
+    low: Floats
+    high: Floats
+
+    def marks(
+        self,
+        ink: Ink,
+        dash: str,
+        key: str,
+        band: bool,
+        opacity: float,
+        width: float,
+        name: str,
+        rim: bool = False,
+    ) -> list[Mark]:
+        line = Line(
+            self.x, self.y, ink, width, dash=dash, rim=rim, entry=key,
+            hover=Hover(name, (("smallest layer", self.low), ("largest layer", self.high))),
+        )  # fmt: skip
+        if not band:
+            return [line]
+        return [Band(self.x, self.low, self.high, ink, opacity, entry=key), line]
+
+
+def _middle(
+    block: Blocks, values: Floats, shown: NDArray[Any], scale: ValueScale
+) -> _Middle | None:
+    """Return the middle of a module's layers over the steps, None where it has no value."""
+    values = values[shown]
+    there = np.isfinite(values)
+    some = there.any(axis=1)
+    if not some.any():
+        return None
+    values, there = values[some], there[some]
+    if scale.log:
+        middle = np.median(values, axis=1) if there.all() else np.nanmedian(values, axis=1)
+    else:
+        middle = np.where(there, values, 0.0).sum(axis=1) / there.sum(axis=1)
+    low, high = np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)
+    x = block.steps[shown][some].astype(float)
+    if scale.log:
+        # The median stands for all layers, those at 0 too; where it is 0 the axis cannot show it,
+        # and a band from 0 starts at the bottom.
+        above = middle > 0
+        x, middle, high = x[above], middle[above], high[above]
+        low = np.maximum(low[above], scale.limits[0])
+    return _Middle(x, middle, low, high)
+
+
+def _layer_lines(
+    run: str,
+    module: str,
+    index: int,
+    block: Blocks,
+    values: Floats,
+    shown: NDArray[Any],
+    scale: ValueScale,
+    ends: tuple[int, int],
+    shades: int,
+) -> list[Line]:
+    """Return the thin lines of a module's layers, those of one shade as one."""
+    values = np.where(values > 0, values, np.nan) if scale.log else values
+    values = values[shown]
+    steps, layers = np.broadcast_arrays(
+        block.steps[shown][:, None].astype(float), block.layers[None].astype(float)
     )
+    count = min(shades, ends[1] - ends[0] + 1)
+    bins = (block.layers - ends[0]) * count // (ends[1] - ends[0] + 1)
+    lines = []
+    for shade in np.unique(bins):
+        of = bins == shade
+        x, y, layer, step = joined(steps[:, of], values[:, of], layers[:, of], steps[:, of])
+        if not len(y):
+            continue
+        lines.append(
+            Line(
+                x, y, Ink("layer", 0.5 if count == 1 else float(shade) / (count - 1)), 0.6,
+                dash=style.dash(index), opacity=0.65, entry=f"module {index}",
+                hover=Hover(clean(module), (("layer", layer),)),
+                pick=Pick(
+                    run, module, tuple(layer.astype(int).tolist()), tuple(step.astype(int).tolist())
+                ),
+            )
+        )  # fmt: skip
+    return lines
 
 
 def _finite_rows(
@@ -314,7 +433,7 @@ def _finite_rows(
 ) -> tuple[pd.DataFrame, tuple[str, ...], str]:
     modules = [modules] if isinstance(modules, str) else modules
     modules = None if modules is None else list(modules)
-    rows = select_rows(drift, [column], modules, layers, steps)
+    rows = select_rows(drift, [column], modules, layers, steps, ["sigma_noise", "d_noise"])
     if not pd.api.types.is_numeric_dtype(rows[column]):
         raise ValueError(f"The column {column} holds no numbers, so it has no curve.")
     finite = np.isfinite(rows[column].to_numpy(dtype=float))
@@ -325,90 +444,71 @@ def _finite_rows(
         )
     left_out = int((~finite).sum())
     note = f"{left_out} infinite values are left out." if left_out else ""
-    rows = rows[finite]
+    rows = rows[finite] if left_out else rows
     return rows, module_order(rows, modules), note
 
 
-def _value_limits(
-    values: pd.Series, log: bool | None, floors: Sequence[float] = ()
-) -> tuple[tuple[float, float], bool, str]:
-    """Limits of an axis for `values` and noise `floors`, whether it is logarithmic, and a note.
-
-    The note counts the values that a logarithmic axis cannot show.
-    """
-    positive = values[values > 0]
-    if log and positive.empty:
-        raise ValueError(
-            f"A logarithmic axis needs values above 0, but {values.name} has none. Use log=False."
-        )
+def _value_scale(values: pd.Series, log: bool | None, floors: Sequence[float] = ()) -> ValueScale:
+    """Return the vertical axis for finite `values` and noise `floors`."""
     if log is None:
-        log = (
-            values.name in _RATIOS
-            and not positive.empty
-            and float(positive.max() / positive.min()) > _LOG_FROM_RATIO
-        )
+        log = values.name in _RATIOS and spans(values, _LOG_FROM_RATIO)
+    return value_scale(str(values.name), values.to_numpy(dtype=float), log, floors)
+
+
+def spans(values: pd.Series, ratio: float) -> bool:
+    """Whether the values above 0 span more than `ratio`."""
+    positive = values[values > 0]
+    return len(positive) > 0 and float(positive.max() / positive.min()) > ratio
+
+
+def value_scale(name: str, values: Floats, log: bool, floors: Sequence[float] = ()) -> ValueScale:
+    """Return the scale that holds finite `values`, and noise `floors` that are not far above.
+
+    Raises
+    ------
+    ValueError
+        If it shall be logarithmic and no value is above 0.
+    """
+    low, high = float(values.min()), float(values.max())
     if log:
-        low, high = float(positive.min()), float(positive.max())
-        margin = max((high / low) ** 0.04, 1.02)
+        positive = values[values > 0]
+        if not len(positive):
+            raise ValueError(
+                f"A logarithmic axis needs values above 0, but {name} has none. Use log=False."
+            )
+        least = float(positive.min())
+        margin = max((high / least) ** 0.04, 1.02)
         hidden = len(values) - len(positive)
         # An adapter that has not moved has ΔΣ = 0: as far below this axis as can be.
-        what = "0" if values.min() == 0 else "0 or less"
+        what = "0" if low == 0 else "0 or less"
         note = f"Below the axis: {hidden} values of {what}." if hidden else ""
-        return reach((low / margin, high * margin), floors, log=True), True, note
-    low, high = float(values.min()), float(values.max())
+        return ValueScale(reach((least / margin, high * margin), floors, log=True), True, note)
     if low == high == 0:
         high = max((f for f in floors if f > 0), default=0.0)
     # Zero means "as the base": it belongs on the axis unless the values stay far from it.
     if low >= 0 and low < 0.5 * high:
-        return reach((-0.02 * high, 1.05 * high), floors), False, ""
+        return ValueScale(reach((-0.02 * high, 1.05 * high), floors), False, "")
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return reach((low - margin, high + margin), floors), False, ""
+    return ValueScale(reach((low - margin, high + margin), floors), False, "")
 
 
-def _centre(rows: pd.DataFrame, column: str, centre: str, limits: tuple[float, float]) -> Curve:
-    steps = rows.groupby("step", sort=True)[column]
-    if centre == "mean":
-        return _curve(pd.Series(steps.mean().index), steps.mean(), steps.min(), steps.max())
-    # The median stands for all layers, those at 0 too; where it is 0 the axis cannot show it, and
-    # a band from 0 starts at the bottom.
-    middle = steps.median()
-    shown = middle[middle > 0].index
-    low = steps.min().clip(lower=limits[0])
-    return _curve(pd.Series(shown), middle[shown], low[shown], steps.max()[shown])
+def padded(low: float, high: float, log: bool = False) -> tuple[float, float]:
+    """Return the limits of a horizontal axis with a little air at both ends."""
+    if log:
+        margin = max((high / low) ** 0.02, 1.02)
+        return low / margin, high * margin
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
-def _curve(
-    steps: pd.Series,
-    values: pd.Series,
-    low: pd.Series | None = None,
-    high: pd.Series | None = None,
-) -> Curve:
-    def floats(series: pd.Series | None) -> tuple[float, ...]:
-        return () if series is None else tuple(float(v) for v in series)
-
-    return Curve(tuple(int(s) for s in steps), floats(values), floats(low), floats(high))
+def _step_axis(rows: pd.DataFrame) -> Axis:
+    steps = rows["step"]
+    return Axis("step", "step", padded(float(steps.min()), float(steps.max())), integer=True)
 
 
-def _window(rows: pd.DataFrame) -> int:
-    longest = max((part["step"].nunique() for _, part in rows.groupby("run")), default=0)
-    return 1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2)
-
-
-def _smoothing_sentences(windows: dict[str, int]) -> Iterator[str]:
-    alike = len(set(windows.values())) == 1
-    for column, window in windows.items():
-        if window > 1:
-            head = "Strong" if alike else f"{label_of(column).symbol}, strong"
-            yield f"{head}: mean of {window} recorded steps; faint: every one."
-            if alike:
-                return
-
-
-def _smoothed(curve: Curve, window: int) -> Curve:
-    if window == 1:
-        return curve
-    mean = pd.Series(curve.values).rolling(window, center=True, min_periods=1).mean()
-    return Curve(curve.steps, tuple(float(v) for v in mean), raw=curve.values)
+def _thinned(kept: Sequence[NDArray[Any]], found: Sequence[Blocks]) -> str:
+    most = max(len(block.steps) for block in found)
+    return thinning_sentence("Lines through", max(map(len, kept)), most)
 
 
 def _join(*sentences: str) -> str:

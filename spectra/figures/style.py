@@ -95,11 +95,11 @@ _TURNS_ON_DARK = ("#97ddf9 #5db2e6 #4688bf #45627d #3b3d40 #7e5541 #bf6d3d #ea97
 # alike differ by 8 or more (CIEDE2000) for colour-blind eyes too. Of Okabe and Ito's palette
 # three colours are too faint on white for a line. Lightness alternates so that the three runs of
 # one dash are far apart in grey; see `dash`.
-_RUNS_ON_LIGHT = ("#003B8E", "#AE544A", "#0C916B", "#9D0051", "#7F5700", "#009AD9")
+_RUNS_ON_LIGHT = ("#00349A", "#C5441A", "#3B8F52", "#9B005C", "#785546", "#009BDB")
 _RUNS_ON_DARK = ("#4477DD", "#FF9266", "#8FD694", "#CC5C9C", "#B8991A", "#A6EEFF")
 # The same search away from the hues of viridis, over whose numbers these lines run; black or
 # white first. The two most alike of the eight differ by 17 or more (CIE 1976).
-_MODULES_ON_LIGHT = ("#111111 #C9764F #D920B3 #553100 #918A85 #860054 #8D5A00 #0233BB").split()
+_MODULES_ON_LIGHT = ("#111111 #D9541E #8A00B0 #713400 #91898E #970050 #64985F #4357FA").split()
 _MODULES_ON_DARK = ("#F5F5F5 #FFB066 #F83CC1 #A9BF00 #8A8A8A #CA6D47 #DA3E00 #FB8BFF").split()
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -247,7 +247,7 @@ def tick(value: float, powers: bool) -> str:
     """Return a tick of a linear axis: ``0.002``, or ``2e−5`` where the axis needs `powers`."""
     if value == 0:
         return "0"
-    text = f"{value:.4g}"
+    text = f"{value:.6g}"
     if powers:
         mantissa, _, exponent = f"{value:.3e}".partition("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

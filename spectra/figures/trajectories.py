@@ -1,132 +1,156 @@
-"""The trajectory figure as a description: rows in, points, paths, labels and limits out."""
+"""Where the singular values and vectors went: ΔΣ against ΔD, step after step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from spectra.figures.noise import box_sentence, noise_floor, reach
-from spectra.figures.selection import by_run, clean, module_order, select_rows
-from spectra.figures.style import lettering
+from spectra.figures import style
+from spectra.figures.chart import (
+    Axis,
+    Chart,
+    ColourBar,
+    Entry,
+    Floats,
+    Frame,
+    Hover,
+    Ink,
+    Inset,
+    Line,
+    Mark,
+    Numbers,
+    Panel,
+    Pick,
+    Rule,
+    Zone,
+)
+from spectra.figures.drawing import draw
+from spectra.figures.export import Backend
+from spectra.figures.labels import label_of
+from spectra.figures.noise import Floor, box_sentence, noise_floor, reach
+from spectra.figures.selection import (
+    MOST_LINE_POINTS,
+    MOST_NUMBERS,
+    Blocks,
+    blocks,
+    by_run,
+    clean,
+    joined,
+    module_order,
+    select_rows,
+    thin_places,
+    thin_steps,
+    thinning_sentence,
+)
 
 # On shared axes a panel that uses less than this part of both axes gets an enlarged inset.
 _INSET_BELOW = 0.4
+# Mean paths get this part of the points, the layers' paths the rest.
+_MEANS_SHARE = 0.25
+# More markers on a path hide it.
+_MOST_MARKERS = 16
+# More numbers than this in the one panel of all runs hide one another and the paths.
+_MOST_OVERLAID_NUMBERS = 700
+_MOST_TICKS = 9
+_READING = (
+    "Each path starts at the base, at the origin: to the right the singular values changed, "
+    "upwards the singular vectors turned."
+)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an axis pair shows."""
+def trajectory(
+    drift: pd.DataFrame,
+    *,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    steps: Iterable[int] | None = None,
+    axes: str = "shared",
+    overlay: bool = False,
+    relative: bool = False,
+    until: int | None = None,
+    backend: Backend = "plotly",
+    dark: bool = False,
+    preset: str | None = None,
+) -> Any:
+    """Draw where the singular values and vectors went: ΔΣ against ΔD, a panel a run.
 
-    x: tuple[float, float]
-    y: tuple[float, float]
+    A point is one matrix at one step; its marker is the layer's number, its colour the step. A
+    layer's points are joined by a faint line, the mean over the layers of one module by a thick
+    one. Every path starts at the origin, the base.
 
-
-@dataclass(frozen=True)
-class LayerPath:
-    """One matrix over the steps: its numbered points.
-
-    Attributes
+    Parameters
     ----------
-    module : str
-    layer : int
-        Also the marker of every point.
-    steps : tuple of int
-    delta_sigma, delta_d, kappa : tuple of float, as long as `steps`
-        ΔΣ in the unit of the weights, ΔD between 0 and 1; κ is NaN where it is not known.
-    """
+    drift : DataFrame
+        Rows of one or more runs: columns run, method, module, step, layer, delta_sigma (unit of
+        the weights), delta_d; and, where present, kappa, rows, cols, sigma_noise, d_noise,
+        sigma_0_mean. Rows without ΔΣ or ΔD are not drawn. Run, method and module may be
+        categorical.
+    modules : iterable of str, optional
+        Draw only these, in this order of styles; all by default.
+    layers, steps : iterable of int, optional
+        Draw only these, for example ``range(0, 12)``; all by default.
+    axes : {"shared", "free"}
+        Whether all panels have one range. A panel much smaller than the others then gets an
+        enlarged inset.
+    overlay : bool
+        All runs in one panel: their mean paths in the runs' colours and dashes, the markers
+        telling modules apart; layers only as numbers, at the last step drawn.
+    relative : bool
+        Divide ΔΣ, and its noise floor, by the mean singular value of each matrix' base
+        (``sigma_0_mean``), so that matrices of unlike scale compare.
+    until : int, optional
+        Draw only the steps up to this one, on the axes and the colour scale of all of them: one
+        moment of the run, for playback.
+    backend : {"plotly", "matplotlib"}
+        Screen or paper.
+    dark : bool
+        Colours for a dark background (plotly only).
+    preset : str, optional
+        Width and fonts of a venue, one of `style.PRESETS` (matplotlib only).
 
-    module: str
-    layer: int
-    steps: tuple[int, ...]
-    delta_sigma: tuple[float, ...]
-    delta_d: tuple[float, ...]
-    kappa: tuple[float, ...]
+    Returns
+    -------
+    plotly.graph_objects.Figure or matplotlib.figure.Figure
+        The latter 6.75 inches wide, the width of two columns, without a preset.
 
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, a column is missing, two runs share a name, an option is
+        unknown, or no run has what `relative` divides by.
 
-@dataclass(frozen=True)
-class MeanPath:
-    """Mean ΔΣ and ΔD over the layers of one module; its first point is the origin, step 0."""
+    Notes
+    -----
+    The mean is taken for every module by itself: q_proj and v_proj move differently, and their
+    common mean is a path that neither took. The caption gives the ΔD of unrelated bases
+    (`unrelated_level`). A grey box reaches to what rounding for storage alone would give (the
+    median over the layers of the noisiest module), or a strip where only one of ΔΣ and ΔD has
+    such a floor. The figure describes drift; it does not rank runs.
 
-    module: str
-    steps: tuple[int, ...]
-    delta_sigma: tuple[float, ...]
-    delta_d: tuple[float, ...]
+    Of many steps only some have numbers, and only some points stand on a path; the last always
+    does, and the caption says how many.
 
-
-@dataclass(frozen=True)
-class TrajectoryPanel:
-    """One run.
-
-    Attributes
+    References
     ----------
-    run : str
-    title : str
-        The method, and the run's name where another panel has the same method.
-    paths : tuple of LayerPath
-    means : tuple of MeanPath
-        One a module.
-    noise : (float, float) or None
-        ΔΣ and ΔD that rounding for storage alone would give, each the median over the layers
-        of the noisier module; 0.0 where there is none in that direction or it is not known, and
-        the other is then a strip across the panel.
-    unrelated : tuple of float
-        ΔD of unrelated bases, one a shape of matrix, ascending.
-    limits : Limits
-    inset : Limits or None
-        The panel's own range, where the shared one would show it too small to read.
+    Cao, SORSA, arXiv:2409.00055, Figure 2.
     """
-
-    run: str
-    title: str
-    paths: tuple[LayerPath, ...]
-    means: tuple[MeanPath, ...]
-    noise: tuple[float, float] | None
-    unrelated: tuple[float, ...]
-    limits: Limits
-    inset: Limits | None
-
-    @property
-    def numbers(self) -> int:
-        """How many numbered points the panel holds."""
-        return sum(len(path.steps) for path in self.paths)
-
-    @property
-    def inset_place(self) -> tuple[float, float, float, float]:
-        """Left, bottom, width and height of the inset as parts of the panel, clear of the data."""
-        if self.inset is None:
-            return (0.0, 0.0, 1.0, 1.0)
-        left = 0.2 + max(self.inset.x[1] / self.limits.x[1], 0.1)
-        bottom = 0.16 + max(self.inset.y[1] / self.limits.y[1], 0.1)
-        return (left, bottom, 0.98 - left, 0.98 - bottom)
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The whole figure: a panel a run.
-
-    Attributes
-    ----------
-    panels : tuple of TrajectoryPanel
-    modules : tuple of str
-        In the order of their styles.
-    steps : tuple of int
-        Every step drawn, ascending; the colour scale runs from its first to its last.
-    shared : bool
-        Whether all panels have the same limits.
-    caption : str
-        What must be said beside the axes, among it the level of unrelated bases when it lies
-        outside every panel.
-    """
-
-    panels: tuple[TrajectoryPanel, ...]
-    modules: tuple[str, ...]
-    steps: tuple[int, ...]
-    shared: bool
-    caption: str
+    chart = describe_trajectory(
+        drift,
+        modules=modules,
+        layers=layers,
+        steps=steps,
+        axes=axes,
+        overlay=overlay,
+        relative=relative,
+        until=until,
+    )
+    return draw(chart, backend, dark=dark, preset=preset)
 
 
 def unrelated_level(rows: float, cols: float) -> float:
@@ -156,138 +180,471 @@ def describe_trajectory(
     layers: Iterable[int] | None = None,
     steps: Iterable[int] | None = None,
     axes: str = "shared",
-) -> Trajectory:
-    """Turn drift rows into the description of `spectra.figures.trajectory`, which see."""
+    overlay: bool = False,
+    relative: bool = False,
+    until: int | None = None,
+) -> Chart:
+    """Turn drift rows into the chart of `spectra.figures.trajectory`, which see."""
     if axes not in ("shared", "free"):
         raise ValueError(f'axes must be "shared" or "free", got {axes!r}.')
     modules = [modules] if isinstance(modules, str) else modules
     modules = None if modules is None else list(modules)
-    rows = select_rows(drift, ["delta_sigma", "delta_d"], modules, layers, steps)
+    left_out = _without_base(drift) if relative else []
+    columns = ["delta_sigma", "delta_d", *(["sigma_0_mean"] if relative else [])]
+    rows = select_rows(
+        drift, columns, modules, layers, steps, ["kappa", "rows", "cols", "sigma_noise", "d_noise"]
+    )
+    if relative:
+        rows = _relative(rows)
     order = module_order(rows, modules)
-    parts = list(by_run(rows, drift))
-    noises = [_noise(part) for _, _, part in parts]
-    own = [_limits(part, noise) for (_, _, part), noise in zip(parts, noises, strict=True)]
-    common = Limits(
-        (min(o.x[0] for o in own), max(o.x[1] for o in own)),
-        (min(o.y[0] for o in own), max(o.y[1] for o in own)),
+    runs = [_Run(*named, order) for named in by_run(rows, drift)]
+    all_steps = np.unique(rows["step"].to_numpy())
+    last = int(all_steps[-1]) if until is None else until
+    look = _Look(
+        modules=order,
+        x=Axis(*_sigma_label(relative), (0.0, 1.0)),
+        ends=(int(all_steps[0]), int(all_steps[-1])),
+        until=last,
     )
-    panels = []
-    for (run, title, part), noise, limits in zip(parts, noises, own, strict=True):
-        small = limits.x[1] < _INSET_BELOW * common.x[1] and limits.y[1] < (
-            _INSET_BELOW * common.y[1]
+    chart = _overlay(runs, look) if overlay else _panels(runs, look, axes == "shared")
+    sentences = [chart.caption]
+    if left_out:
+        sentences.append(
+            f"Without the base's mean singular value, not drawn: {', '.join(left_out)}; analyse "
+            "again."
         )
-        panels.append(
-            TrajectoryPanel(
-                run=run,
-                title=title,
-                paths=tuple(_layer_paths(part, order)),
-                means=tuple(_mean_paths(part, order)),
-                noise=noise,
-                unrelated=_unrelated(part),
-                limits=common if axes == "shared" else limits,
-                inset=limits if axes == "shared" and small else None,
+    if last < look.ends[1]:
+        sentences.append(f"Drawn up to step {last} of {look.ends[1]}.")
+    return Chart(
+        panels=chart.panels,
+        entries=chart.entries,
+        bar=chart.bar,
+        reading=_READING,
+        caption=" ".join(s for s in sentences if s),
+        link_x=chart.link_x,
+        link_y=chart.link_y,
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What all panels share; `ends` are the first and last step of the colour scale."""
+
+    modules: tuple[str, ...]
+    x: Axis
+    ends: tuple[int, int]
+    until: int
+
+    def axes(self, limits: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Axis, Axis]:
+        label = label_of("delta_d")
+        return (
+            Axis(self.x.label, self.x.symbol, limits[0]),
+            Axis(label.axis, label.symbol, limits[1]),
+        )
+
+
+class _Run:
+    """One run's rows, its noise floors and what the panel must hold."""
+
+    def __init__(self, run: str, title: str, part: pd.DataFrame, modules: tuple[str, ...]) -> None:
+        self.run, self.title, self.part = run, title, part
+        self.block: Blocks = blocks(part, modules)
+        self.sigma, self.d = self.block.of("delta_sigma"), self.block.of("delta_d")
+        self.floors = noise_floor(part, "delta_sigma"), noise_floor(part, "delta_d")
+        self.matrices = int(np.isfinite(self.d).any(axis=1).sum())
+        self.unrelated = _unrelated(part)
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        return tuple(f.level if f.level > 0 else 0.0 for f in self.floors)  # type: ignore[return-value]
+
+    @property
+    def mixed(self) -> bool:
+        return any(f.mixed for f in self.floors)
+
+    @property
+    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        return (
+            _padded(float(np.nanmax(self.sigma)), self.noise[0]),
+            _padded(float(np.nanmax(self.d)), self.noise[1]),
+        )
+
+    @property
+    def mean_limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What the mean paths alone need."""
+        ends = [self.mean(i)[1:] for i in range(len(self.d)) if np.isfinite(self.d[i]).any()]
+        x, y = (max(float(path[i].max()) for path in ends) for i in (0, 1))
+        return _padded(x, self.noise[0]), _padded(y, self.noise[1])
+
+    @property
+    def inside(self) -> bool:
+        """Whether a box or strip is drawn and no point lies outside."""
+        across, up = (floor or math.inf for floor in self.noise)
+        return any(self.noise) and bool(np.nanmax(self.sigma) <= across and np.nanmax(self.d) <= up)
+
+    def drawn(self, per_step: int, budget: float, until: int) -> NDArray[Any]:
+        """Return which steps to draw: thinned as for the whole run, then those up to `until`."""
+        kept = thin_steps(self.block.steps, per_step, int(budget))
+        last = self.block.steps[self.block.steps <= until][-1:]
+        return np.isin(self.block.steps, np.union1d(kept[kept <= until], last))
+
+    def moved(self) -> NDArray[Any]:
+        """Return which points to number.
+
+        At step 0 nothing has moved: the origin stands for it, not a heap of numbers upon it.
+        """
+        with np.errstate(invalid="ignore"):
+            return np.isfinite(self.d) & (
+                (self.block.steps > 0)[:, None] | (self.sigma != 0) | (self.d != 0)
             )
+
+    def mean(self, module: int) -> tuple[NDArray[Any], Floats, Floats]:
+        """Return steps, ΔΣ and ΔD of the mean path of a module, from the origin on."""
+        there = np.isfinite(self.d[module])
+        count = there.sum(axis=1)
+        steps = self.block.steps[count > 0]
+        x, y = (
+            np.where(there, values[module], 0.0).sum(axis=1)[count > 0] / count[count > 0]
+            for values in (self.sigma, self.d)
         )
-    return Trajectory(
+        early = steps <= 0
+        if not x[early].any() and not y[early].any():
+            steps, x, y = steps[~early], x[~early], y[~early]
+        return np.append(0, steps), np.append(0.0, x), np.append(0.0, y)
+
+
+def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
+    common = _common([run.limits for run in runs])
+    small = [
+        shared
+        and all(own[1] < _INSET_BELOW * all_[1] for own, all_ in zip(r.limits, common, strict=True))
+        for r in runs
+    ]
+    pairs = len(runs) + sum(small)
+    panels, numbered, pathed = [], [], []
+    for run, enlarge in zip(runs, small, strict=True):
+        numbers = run.drawn(run.matrices, MOST_NUMBERS / len(runs), look.until)
+        # Beside its steps, a path has the origin and the gap after it.
+        points = (1 - _MEANS_SHARE) * MOST_LINE_POINTS / pairs - 2 * run.matrices
+        paths = run.drawn(run.matrices, points, look.until)
+        numbered.append(int(numbers.sum()))
+        pathed.append(int(paths.sum()))
+        limits = common if shared else run.limits
+        behind = (*_ground(run, limits), *_layer_paths(run, look, paths))
+        means = _mean_paths(run, look, _MEANS_SHARE * MOST_LINE_POINTS / pairs)
+        inset = None
+        # Where an inset shows the numbers, the small view shows the paths alone.
+        marks: tuple[Mark, ...] = (*behind, *means)
+        if enlarge:
+            marks = (*marks, Frame(*run.limits))
+            inside = (
+                *_ground(run, run.limits),
+                *_layer_paths(run, look, paths),
+                *_numbers(run, look, numbers),
+                *means,
+            )
+            inset = Inset(
+                _inset_place(run.limits, common), Panel("", *look.axes(run.limits), inside)
+            )
+        else:
+            marks = (*behind, *_numbers(run, look, numbers), *means)
+        panels.append(Panel(run.title, *look.axes(limits), marks, inset=inset))
+    entries = tuple(
+        Entry(
+            _module_key(i),
+            f"{clean(module)}, mean of layers",
+            Ink("module", i),
+            dash=style.dash(i),
+            marker=style.marker(i),
+            width=1.5,
+            lettering=i,
+        )
+        for i, module in enumerate(look.modules)
+    )
+    all_steps = np.unique(np.concatenate([run.block.steps for run in runs]))
+    longest = max(len(run.block.steps[run.block.steps <= look.until]) for run in runs)
+    return Chart(
         panels=tuple(panels),
-        modules=tuple(order),
-        steps=tuple(int(s) for s in np.unique(rows["step"])),
-        shared=axes == "shared",
-        caption=_caption(panels, order, [_modules_differ(part) for _, _, part in parts]),
+        entries=entries,
+        bar=_step_bar(all_steps),
+        caption=_sentences(
+            _lettering_sentence(look.modules),
+            thinning_sentence("Numbers at", max(numbered), longest),
+            thinning_sentence("Layers' paths through", max(pathed), longest),
+            _unrelated_sentence(runs, panels),
+            box_sentence(
+                [(r.title, r.noise, r.mixed) for r in runs if any(r.noise)],
+                [r.title for r in runs if r.inside],
+                look.x.symbol,
+            ),
+            "Insets enlarge the range near the origin." if any(small) else "",
+        ),
+        link_x=shared,
+        link_y=shared,
     )
 
 
-def _layer_paths(part: pd.DataFrame, order: tuple[str, ...]) -> Iterable[LayerPath]:
-    kappa = part["kappa"] if "kappa" in part else pd.Series(np.nan, index=part.index)
-    # At step 0 nothing has moved: the origin stands for it, not a heap of numbers upon it.
-    moved = (part["step"] > 0) | (part["delta_sigma"] != 0) | (part["delta_d"] != 0)
-    part = part.assign(kappa=kappa)[moved]
-    for module in order:
-        of_module = part[part["module"] == module]
-        for layer, path in of_module.groupby("layer", sort=True):
-            yield LayerPath(
-                module=module,
-                layer=int(str(layer)),
-                steps=tuple(int(s) for s in path["step"]),
-                delta_sigma=tuple(path["delta_sigma"].astype(float)),
-                delta_d=tuple(path["delta_d"].astype(float)),
-                kappa=tuple(path["kappa"].astype(float)),
+def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
+    numbers = sum(run.matrices for run in runs) <= _MOST_OVERLAID_NUMBERS
+    limits = _common([run.limits if numbers else run.mean_limits for run in runs])
+    ends = [run.drawn(run.matrices, run.matrices, look.until) for run in runs]
+    several = len(look.modules) > 1
+    floors = [Floor(max(run.noise[i] for run in runs)) for i in (0, 1)]
+    noise = floors[0].level, floors[1].level
+    marks: list[Mark] = [*_noise_zone(noise), *_unrelated_rules(runs, limits)]
+    budget = MOST_LINE_POINTS / len(runs)
+    for i, run in enumerate(runs):
+        marks += _mean_paths(run, look, budget, run_index=i)
+    if numbers:
+        # Above the paths, which all come together where they start and part where they end.
+        for i, (run, end) in enumerate(zip(runs, ends, strict=True)):
+            marks += _numbers(run, look, end, run_index=i)
+    entries = [
+        Entry(_run_key(i), run.title, Ink("run", i), dash=style.dash(i), width=1.6)
+        for i, run in enumerate(runs)
+    ]
+    if several:
+        entries += [
+            Entry(
+                _module_key(i), clean(m), Ink("text"), marker=style.marker(i), width=0, lettering=i
             )
-
-
-def _mean_paths(part: pd.DataFrame, order: tuple[str, ...]) -> Iterable[MeanPath]:
-    for module in order:
-        of_module = part[part["module"] == module]
-        if of_module.empty:
-            continue
-        mean = of_module.groupby("step", sort=True)[["delta_sigma", "delta_d"]].mean()
-        if (mean.loc[mean.index <= 0] == 0).all(axis=None):
-            mean = mean.loc[mean.index > 0]
-        yield MeanPath(
-            module=module,
-            steps=(0, *(int(s) for s in mean.index)),
-            delta_sigma=(0.0, *mean["delta_sigma"].astype(float)),
-            delta_d=(0.0, *mean["delta_d"].astype(float)),
-        )
-
-
-def _limits(part: pd.DataFrame, noise: tuple[float, float] | None) -> Limits:
-    # Room for half a number beyond the outermost points, and for the origin's dot.
-    def padded(high: float, floor: float) -> tuple[float, float]:
-        high = high if high > 0 else floor or 1e-12
-        return reach((-0.045 * high, 1.07 * high), [floor])
-
-    across, up = noise or (0.0, 0.0)
-    return Limits(
-        padded(float(part["delta_sigma"].max()), across), padded(float(part["delta_d"].max()), up)
+            for i, m in enumerate(look.modules)
+        ]
+    what = "Lines: mean of the layers of one module."
+    if numbers:
+        what += " " + _lettering_sentence(look.modules, " at the last step drawn")
+    else:
+        what += " Layers are too many to number: choose some, or draw a panel a run."
+    differ = len({run.noise for run in runs}) > 1
+    panel = Panel("", *look.axes(limits), tuple(marks))
+    return Chart(
+        panels=(panel,),
+        entries=tuple(entries),
+        caption=_sentences(
+            what,
+            _unrelated_sentence(runs, [panel]),
+            box_sentence(
+                [("", noise, any(r.mixed for r in runs))] if any(noise) else [], [], look.x.symbol
+            ),
+            "It is the largest of the runs'." if differ and any(noise) else "",
+        ),
     )
 
 
-def _noise(part: pd.DataFrame) -> tuple[float, float] | None:
-    across, up = (noise_floor(part, column).level for column in ("delta_sigma", "delta_d"))
-    noise = (across if across > 0 else 0.0, up if up > 0 else 0.0)
-    return noise if any(noise) else None
+def _ground(run: _Run, limits: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Mark, ...]:
+    return (*_noise_zone(run.noise), *_unrelated_rules([run], limits))
 
 
-def _modules_differ(part: pd.DataFrame) -> bool:
-    return any(noise_floor(part, column).mixed for column in ("delta_sigma", "delta_d"))
+def _noise_zone(noise: tuple[float, float]) -> tuple[Zone, ...]:
+    if not any(noise):
+        return ()
+    # A strip reaches over the whole panel, however far it is zoomed.
+    across, up = ((0.0, level) if level else (None, None) for level in noise)
+    return (Zone(x=across, y=up),)
 
 
-def _all_inside(panel: TrajectoryPanel) -> bool:
-    """Whether a box or strip is drawn and no point lies outside."""
-    if panel.noise is None:
-        return False
-    across, up = (floor or math.inf for floor in panel.noise)
-    return all(max(p.delta_sigma) <= across and max(p.delta_d) <= up for p in panel.paths)
+def _unrelated_rules(
+    runs: Sequence[_Run], limits: tuple[tuple[float, float], tuple[float, float]]
+) -> list[Rule]:
+    levels = sorted({level for run in runs for level in run.unrelated})
+    low, high = limits[1]
+    return [Rule(y=level) for level in levels if low < level <= high]
+
+
+def _layer_paths(run: _Run, look: _Look, drawn: NDArray[Any]) -> list[Line]:
+    lines = []
+    steps = int(drawn.sum())
+    for i in range(len(look.modules)):
+        # The origin before the first step; a layer that has no step yet has no path.
+        some = np.where(np.isfinite(run.d[i]).any(axis=0), 0.0, np.nan)[None]
+        x, y = (np.vstack([some, values[i][drawn]]) for values in (run.sigma, run.d))
+        if steps and np.isfinite(y[1:]).any():
+            path = joined(x, y)
+            lines.append(
+                Line(path[0], path[1], Ink("grey"), 0.4, opacity=0.35, entry=_module_key(i))
+            )
+    return lines
+
+
+def _numbers(
+    run: _Run, look: _Look, drawn: NDArray[Any], run_index: int | None = None
+) -> list[Numbers]:
+    kappa = run.block.of("kappa") if "kappa" in run.part else np.full(run.d.shape, np.nan)
+    shown = run.moved() & drawn[:, None]
+    found = []
+    for i, module in enumerate(look.modules):
+        step, layer = np.nonzero(shown[i])
+        if not len(step):
+            continue
+        steps, layers = run.block.steps[step], run.block.layers[layer]
+        name = clean(module) if run_index is None else f"{run.title} · {clean(module)}"
+        found.append(
+            Numbers(
+                x=run.sigma[i][shown[i]],
+                y=run.d[i][shown[i]],
+                texts=tuple(map(str, layers.tolist())),
+                places=_fractions(steps, look.ends),
+                lettering=i,
+                ink=None if run_index is None else Ink("run", run_index),
+                entry=_module_key(i) if run_index is None else _run_key(run_index),
+                hover=Hover(
+                    name,
+                    (
+                        ("layer", layers.astype(float)),
+                        ("step", steps.astype(float)),
+                        ("κ", kappa[i][shown[i]]),
+                    ),
+                ),
+                pick=Pick(run.run, module, tuple(layers.tolist()), tuple(steps.tolist())),
+            )
+        )
+    return found
+
+
+def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = None) -> list[Line]:
+    lines = []
+    several = len(look.modules) > 1
+    present = [i for i in range(len(look.modules)) if np.isfinite(run.d[i]).any()]
+    for i in present:
+        steps, x, y = run.mean(i)
+        count = max(1, int(np.searchsorted(steps, look.until, side="right")))
+        path, few = (
+            _places(len(steps), count, most)
+            for most in (max(1, int(budget) // len(present)), _MOST_MARKERS)
+        )
+        name = f"{clean(look.modules[i])}, mean of layers"
+        if run_index is None:
+            ink, dash, key = Ink("module", i), style.dash(i), _module_key(i)
+        else:
+            ink, dash, key = Ink("run", run_index), style.dash(run_index), _run_key(run_index)
+            name = f"{run.title} · {name}"
+        marker = style.marker(i if several or run_index is None else 0)
+        crowded = len(path) > _MOST_MARKERS + 2
+        for shown, width, symbol in (
+            [(path, 1.5, ""), (few, 0.0, marker)] if crowded else [(path, 1.5, marker)]
+        ):
+            lines.append(
+                Line(
+                    x[shown],
+                    y[shown],
+                    ink,
+                    width,
+                    dash=dash,
+                    marker=symbol,
+                    rim=True,
+                    entry=key,
+                    hover=Hover(name, (("step", steps[shown].astype(float)),)),
+                )
+            )
+    return lines
+
+
+def _places(found: int, count: int, most: int) -> NDArray[np.intp]:
+    """Return the first of `found` points, and those of them to draw among the first `count`."""
+    kept = thin_places(found, most)
+    return np.unique(np.concatenate([[0], kept[kept < count], [count - 1]]))
+
+
+def _without_base(drift: pd.DataFrame) -> list[str]:
+    """Return the runs without a mean singular value of the base; raise where none has one."""
+    known = drift["sigma_0_mean"].notna() if "sigma_0_mean" in drift else None
+    if known is None or not known.any():
+        raise ValueError(
+            "The rows have no mean singular value of the base (sigma_0_mean), by which "
+            "relative=True divides: they were analysed by an earlier version. Analyse again: "
+            "spectra analyze RUN."
+        )
+    with_base = {str(run) for run in drift.loc[known, "run"].unique()}
+    return [clean(run) for run in drift["run"].unique() if str(run) not in with_base]
+
+
+def _relative(rows: pd.DataFrame) -> pd.DataFrame:
+    scaled = {"delta_sigma": rows["delta_sigma"] / rows["sigma_0_mean"]}
+    if "sigma_noise" in rows:
+        scaled["sigma_noise"] = rows["sigma_noise"] / rows["sigma_0_mean"]
+    return rows.assign(**scaled)
+
+
+def _sigma_label(relative: bool) -> tuple[str, str]:
+    if relative:
+        return "ΔΣ / mean σ₀", "ΔΣ / mean σ₀"
+    return label_of("delta_sigma").axis, label_of("delta_sigma").symbol
+
+
+def _padded(high: float, floor: float) -> tuple[float, float]:
+    # Room for half a number beyond the outermost points, and for the origin's dot.
+    high = high if high > 0 else floor or 1e-12
+    return reach((-0.045 * high, 1.07 * high), [floor])
+
+
+def _common(
+    limits: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    x, y = ((min(o[i][0] for o in limits), max(o[i][1] for o in limits)) for i in (0, 1))
+    return x, y
+
+
+def _inset_place(
+    own: tuple[tuple[float, float], tuple[float, float]],
+    common: tuple[tuple[float, float], tuple[float, float]],
+) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height of the inset as parts of the panel, clear of the data."""
+    left = 0.2 + max(own[0][1] / common[0][1], 0.1)
+    bottom = 0.16 + max(own[1][1] / common[1][1], 0.1)
+    return (left, bottom, 0.98 - left, 0.98 - bottom)
+
+
+def _fractions(steps: NDArray[Any], ends: tuple[int, int]) -> Floats:
+    low, high = ends
+    return np.ones(len(steps)) if high <= low else (steps - low) / (high - low)
+
+
+def _step_bar(steps: NDArray[Any]) -> ColourBar | None:
+    low, high = float(steps[0]), float(steps[-1])
+    if low == high:
+        return None
+    ticks = tuple(map(float, steps)) if len(steps) <= _MOST_TICKS else ()
+    return ColourBar("step", "step", (low, high), ticks=ticks)
 
 
 def _unrelated(part: pd.DataFrame) -> tuple[float, ...]:
     if not {"rows", "cols"} <= set(part.columns):
         return ()
-    shapes = part[["rows", "cols"]].dropna().drop_duplicates()
-    levels = {
-        round(unrelated_level(float(m), float(n)), 3)
-        for m, n in zip(shapes["rows"], shapes["cols"], strict=True)
-        if m > 0 and n > 0
+    m, n = (part[c].to_numpy(dtype=float, na_value=np.nan) for c in ("rows", "cols"))
+    known = (m > 0) & (n > 0)
+    # Of each number by itself first: distinct pairs take longer to find.
+    shapes = {
+        (height, width)
+        for height in pd.unique(m[known])
+        for width in pd.unique(n[known & (m == height)])
     }
-    return tuple(sorted(levels))
+    return tuple(sorted({round(unrelated_level(*shape), 3) for shape in shapes}))
 
 
-def _caption(panels: list[TrajectoryPanel], order: tuple[str, ...], mixed: list[bool]) -> str:
-    if len(order) > 1:
-        fonts = ", ".join(f"{clean(m)} {lettering(i)[2]}" for i, m in enumerate(order))
-        sentences = [f"Numbers are layers ({fonts})."]
-    else:
-        sentences = [f"Numbers are layers of {clean(order[0])}."]
-    levels = sorted({level for panel in panels for level in panel.unrelated})
-    if levels:
-        span = f"{levels[0]:.3f}" + (f"–{levels[-1]:.3f}" if len(levels) > 1 else "")
-        drawn = any(lv <= p.limits.y[1] for p in panels for lv in p.unrelated)
-        where = "the dotted line" if drawn else "above these axes"
-        sentences.append(f"Unrelated bases would have ΔD ≈ {span} ({where}).")
-    floors = [(p.title, p.noise, m) for p, m in zip(panels, mixed, strict=True) if p.noise]
-    if floors:
-        sentences.append(box_sentence(floors, [p.title for p in panels if _all_inside(p)]))
-    if any(panel.inset for panel in panels):
-        sentences.append("Insets enlarge the range near the origin.")
-    return " ".join(sentences)
+def _lettering_sentence(modules: tuple[str, ...], where: str = "") -> str:
+    if len(modules) == 1:
+        return f"Numbers{where} are layers of {clean(modules[0])}."
+    fonts = ", ".join(f"{clean(m)} {style.lettering(i)[2]}" for i, m in enumerate(modules))
+    return f"Numbers{where} are layers ({fonts})."
+
+
+def _unrelated_sentence(runs: Sequence[_Run], panels: Sequence[Panel]) -> str:
+    levels = sorted({level for run in runs for level in run.unrelated})
+    if not levels:
+        return ""
+    span = f"{levels[0]:.3f}" + (f"–{levels[-1]:.3f}" if len(levels) > 1 else "")
+    drawn = any(isinstance(mark, Rule) for panel in panels for mark in panel.marks)
+    where = "the dotted line" if drawn else "above these axes"
+    return f"Unrelated bases would have ΔD ≈ {span} ({where})."
+
+
+def _sentences(*sentences: str) -> str:
+    return " ".join(s for s in sentences if s)
+
+
+def _module_key(index: int) -> str:
+    return f"module {index}"
+
+
+def _run_key(index: int) -> str:
+    return f"run {index}"

@@ -9,13 +9,14 @@ from spectra.linalg.choice import (
     low_rank_seconds,
     prefers_low_rank,
 )
-from spectra.linalg.decomposition import Decomposition, NotConverged, Spectrum, Turned
+from spectra.linalg.decomposition import LEADING, Decomposition, NotConverged, Spectrum, Turned
 from spectra.linalg.dense import as_float64, decompose, product_singular_values, singular_values
 from spectra.linalg.low_rank import LowRankUpdate
 from spectra.linalg.norms import spectral_norm
 from spectra.linalg.rounding import PRECISIONS, noise_sample, rounded
 
 __all__ = [
+    "LEADING",
     "PRECISIONS",
     "SOLVERS",
     "SOLVER_VERSION",

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 # What the trainer logs, and what it is called in a run.
 _LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
-# Only the log at the end of training has it.
-_LAST_LOG = "train_runtime"
+# Only the log at the end of training has it; the time every one has where tokens are counted.
+_LAST_LOG = "train_loss"
 # DVCLive has no steps: it counts how often it is told something.
 _TRACKERS = tuple(cls for name, cls in INTEGRATION_TO_CALLBACK.items() if name != "dvclive")
 
@@ -34,7 +34,8 @@ class SpectraCallback(TrainerCallback):
 
     A step is an optimizer step, also under gradient accumulation. Loss, learning rate and
     gradient norm (before clipping) are taken from what the trainer logs, so
-    ``logging_steps=1`` records every step's.
+    ``logging_steps=1`` records every step's. The tokens seen so far are recorded if the trainer
+    counts them without the padding, by ``include_num_input_tokens_seen="non_padding"``.
 
     Summaries of the steps that have been analysed go to the trackers that the trainer reports
     to (``report_to``), at the steps they are of. An alert that asks for it ends the training at
@@ -61,6 +62,7 @@ class SpectraCallback(TrainerCallback):
         self.recorder = Recorder(run, **options)
         self._may_stop = Alerts(options.get("alerts")).may_stop
         self._recording = False
+        self._counts_tokens = False
         self._handler: CallbackHandler | None = None
         self._reporter = Reporter()
 
@@ -78,6 +80,9 @@ class SpectraCallback(TrainerCallback):
         self._recording = False
         self.recorder.begin(model, state.global_step, total_steps=state.max_steps)
         self._recording = True
+        # A checkpoint from before the trainer was told to count does not know how many they were.
+        counted = state.global_step == 0 or state.num_input_tokens_seen > 0
+        self._counts_tokens = counted and args.include_num_input_tokens_seen == "non_padding"
         self._handler = _calling_handler()
 
     @guarded
@@ -86,7 +91,8 @@ class SpectraCallback(TrainerCallback):
     ) -> None:
         if not self._recording:
             return
-        self.recorder.step(state.global_step)
+        tokens = state.num_input_tokens_seen if self._counts_tokens else None
+        self.recorder.step(state.global_step, tokens=tokens)
         self._report(args, state, control, **kwargs)
         if args.world_size == 1:
             self._stop_if(self.recorder.stop_requested, state, control)

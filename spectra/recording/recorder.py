@@ -248,7 +248,8 @@ class Recorder:
         step : int
             Number of optimizer steps done, counting from 1; not micro-batches.
         **values : float or Tensor, optional
-            Any of ``loss``, ``grad_norm``, ``lr``, ``ortho_loss``.
+            Any of ``loss``, ``grad_norm``, ``lr``, ``ortho_loss``, ``tokens`` (of all batches so
+            far, without padding).
 
         Raises
         ------

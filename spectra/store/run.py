@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -267,10 +267,41 @@ class Run:
         self.read_settings()
         return self._named(self.drift.read(columns))
 
-    def read_spectrum(self, step: int | None = None) -> pd.DataFrame:
-        """Return the per-index arrays, of one step or of all."""
-        filters = None if step is None else [("step", "=", step)]
-        return self._named(self.spectrum.read(filters=filters))
+    def read_spectrum(
+        self,
+        step: int | None = None,
+        *,
+        steps: Collection[int] | None = None,
+        modules: Collection[str] | None = None,
+        layers: Collection[int] | None = None,
+        columns: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """Return the arrays behind the drift rows; what is not asked for is not read.
+
+        Parameters
+        ----------
+        step : int, optional
+            One step.
+        steps, modules, layers : collection, optional
+            Only rows of these; all by default.
+        columns : collection of str, optional
+            Read only these, and the keys; all by default. See
+            `spectra.store.SPECTRUM_ARRAYS`. Arrays that an earlier version of Spectra did not
+            compute are None.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder is not a run.
+        OSError
+            If a part cannot be read.
+        """
+        self.read_settings()
+        if step is not None:
+            steps = {step} if steps is None else {step} & set(steps)
+        chosen = {"step": steps, "module": modules, "layer": layers}
+        where = {name: values for name, values in chosen.items() if values is not None}
+        return self._named(self.spectrum.read(columns, where or None))
 
     def read_training(self) -> pd.DataFrame:
         """Return one row a recorded step, with `run` and `method`; empty if none was recorded."""
@@ -353,14 +384,22 @@ def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
         If one cannot be read.
     """
     frames = []
-    for run in runs:
+    for run, name in zip(runs, run_names(runs), strict=True):
         frame = run.read_drift() if table == "drift" else run.read_training()
-        twins = [other.path.resolve() for other in runs if other.name == run.name]
-        if len(twins) > 1:
-            label = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
-            frame = frame.assign(run=label)
-        frames.append(frame)
+        frames.append(frame.assign(run=name))
     return pd.concat(frames, ignore_index=True)
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return a name for each run: its folder's, with the folders above it where two share it."""
+    names = []
+    for run in runs:
+        twins = {other.path.resolve() for other in runs if other.name == run.name}
+        name = run.name
+        if len(twins) > 1:
+            name = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
+        names.append(name)
+    return names
 
 
 def software_versions() -> dict[str, str]:

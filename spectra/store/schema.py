@@ -20,6 +20,7 @@ DRIFT_QUANTITIES = {
     "delta_d": "ΔD, 1 − mean overlap of left and right singular vectors (Eq. 4)",
     "delta_u": "left half of ΔD: 1 − mean |⟨u_t, u_0⟩|",
     "delta_v": "right half of ΔD: 1 − mean |⟨v_t, v_0⟩|",
+    "sigma_0_mean": "mean singular value of W_0; ΔΣ divided by it compares between matrices",
     "sigma_max": "largest singular value of W_t",
     "sigma_min": "smallest singular value of W_t",
     "kappa": "condition number of W_t, σ_max/σ_min",
@@ -58,16 +59,26 @@ DRIFT = pa.schema(
 )
 """One row per step × layer × module: the drift of one matrix from its base."""
 
+SPECTRUM_ARRAYS = {
+    "sigma": "singular values of W_t, largest first; length k",
+    "sigma_change": "σ_t − σ_0 index by index, subtracted in float64: small changes keep their "
+    "digits, and σ_0 is sigma − sigma_change; length k",
+    "overlap_u": "|⟨u_t, u_0⟩| of the left singular vectors of the same index; length k",
+    "overlap_v": "|⟨v_t, v_0⟩| of the right singular vectors of the same index; length k",
+    "leading_u": "|U_0ᵀU_t| of the p = min(16, k) leading left singular vectors; p·p values row by "
+    "row: row i is the base's vector i, column j the trained matrix's vector j",
+    "leading_v": "|V_0ᵀV_t| of the p leading right singular vectors, likewise",
+}
+"""Every float32 array of spectrum and its meaning; those of vectors are null without vectors."""
+
 SPECTRUM = pa.schema(
     [
         *_KEY_FIELDS,
-        pa.field("sigma", pa.list_(pa.float32())),
-        pa.field("overlap_u", pa.list_(pa.float32())),
-        pa.field("overlap_v", pa.list_(pa.float32())),
+        *(pa.field(name, pa.list_(pa.float32())) for name in SPECTRUM_ARRAYS),
         pa.field("source", pa.string()),
     ]
 )
-"""One row per step × layer × module: the arrays of length k behind a drift row."""
+"""One row per step × layer × module: the arrays behind a drift row."""
 
 TRAINING_QUANTITIES = {
     "loss": "training loss of the step, nats per token",
@@ -75,6 +86,7 @@ TRAINING_QUANTITIES = {
     "lr": "learning rate",
     "ortho_loss": "orthonormal regularizer L_reg (Eq. 8), unweighted",
     "seconds": "seconds since the run's training started, over all attempts; evaluations left out",
+    "tokens": "tokens of the batches seen since the run's training started, padding left out",
     "perplexity": "perplexity of the response on held-out questions of the fine-tuning's kind",
     "perplexity_other": "perplexity on other text, of the pre-training's kind",
     "gsm8k": "share of GSM8K's problems that were solved (exact match of the number)",

@@ -8,16 +8,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spectra.store.compaction import current_rows, merged
 from spectra.store.files import TEMPORARY_PREFIX, whole_file
+from spectra.store.parts import DAMAGE, Where, read_part, write_part
 from spectra.store.schema import KEYS
 
 _READ_ATTEMPTS = 5
-# What Arrow was seen to raise for damaged files; none of it names the file.
-_DAMAGE = (pa.ArrowException, OSError, ValueError)
 
 
 class PartTable:
@@ -48,12 +49,13 @@ class PartTable:
             If the folder cannot be written or the disk is full; earlier parts stay whole.
         """
         if rows:
-            self._write(pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema))
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
+            # Stable: of two rows with one key the later one stays the later.
+            order = np.argsort(table["step"].to_numpy(), kind="stable")
+            self._write([table.take(pa.array(order))])
 
     def read(
-        self,
-        columns: Iterable[str] | None = None,
-        filters: list[tuple[str, str, Any]] | None = None,
+        self, columns: Iterable[str] | None = None, where: Where | None = None
     ) -> pd.DataFrame:
         """Return the current rows, sorted by step, layer and module.
 
@@ -61,8 +63,9 @@ class PartTable:
         ----------
         columns : iterable of str, optional
             Read only these, and the keys; all by default.
-        filters : list of (column, operator, value), optional
-            As `pyarrow.parquet.read_table` takes them.
+        where : mapping, optional
+            Only rows whose keys have such values, for example ``{"step": [40]}``; what cannot
+            match is not read.
 
         Raises
         ------
@@ -73,7 +76,7 @@ class PartTable:
         tables = []
         for attempt in range(_READ_ATTEMPTS):
             try:
-                tables = [self.read_part(p, names, filters) for p in self.parts()]
+                tables = [self.read_part(p, names, where) for p in self.parts()]
                 break
             except FileNotFoundError:
                 # A concurrent compaction replaced the parts that were just listed.
@@ -95,12 +98,12 @@ class PartTable:
             otherwise, are dropped. By default all stay.
         """
         parts = self.parts()
-        if len(parts) <= 1 and (steps is None or set(self.read(["step"])["step"]) <= set(steps)):
+        if not parts or (len(parts) == 1 and steps is None):
             return
-        frame = self.read()
-        if steps is not None:
-            frame = frame[frame["step"].isin(list(steps))]
-        self._write(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
+        rows = current_rows(parts, steps)
+        if len(parts) == 1 and len(rows) == len(current_rows(parts)):
+            return
+        self._write(merged(parts, rows, self.schema))
         for part in parts:
             part.unlink(missing_ok=True)
 
@@ -110,39 +113,19 @@ class PartTable:
             p for p in self.folder.glob("*.parquet") if not p.name.startswith(TEMPORARY_PREFIX)
         )
 
-    def read_part(
-        self,
-        path: Path,
-        names: Sequence[str],
-        filters: list[tuple[str, str, Any]] | None = None,
-    ) -> pa.Table:
+    def read_part(self, path: Path, names: Sequence[str], where: Where | None = None) -> pa.Table:
         """Return the rows of one of the `parts` as they were written, of the named columns.
 
-        Raises
-        ------
-        FileNotFoundError
-            If a compaction has replaced it meanwhile.
-        OSError
-            If it cannot be read; the message names it.
+        Parameters and errors as of `spectra.store.parts.read_part`; a part that a compaction has
+        replaced meanwhile raises FileNotFoundError.
         """
-        try:
-            available = set(pq.read_schema(path).names)
-            return pq.read_table(
-                path, columns=[n for n in names if n in available], filters=filters
-            )
-        except FileNotFoundError:
-            raise
-        except _DAMAGE as error:
-            raise OSError(
-                f"{path} is not a readable Parquet file ({error}). Delete it and run "
-                "`spectra analyze` again to compute its rows anew."
-            ) from error
+        return read_part(path, names, where)
 
-    def _write(self, table: pa.Table) -> None:
+    def _write(self, tables: Iterable[pa.Table]) -> None:
         # Names sort by time of writing, so "later" needs no clock inside the files.
         name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
         with whole_file(self.folder / name) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            write_part(temporary, tables, self.schema)
 
 
 def write_training(
@@ -172,5 +155,5 @@ def read_training(path: Path, schema: pa.Schema) -> pd.DataFrame:
             if field.name not in table.column_names:
                 table = table.append_column(field, pa.nulls(len(table), field.type))
         return table.to_pandas()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise OSError(f"{path} is not a readable Parquet file ({error}).") from error

@@ -241,6 +241,8 @@ def _arguments(run: Run, settings: TrainSettings, model: PreTrainedModel) -> Tra
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=1,
+        # Goes into the trainer's checkpoints, so that a run that is continued counts on.
+        include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
         save_steps=settings.save_every,
         save_total_limit=_KEPT_CHECKPOINTS,

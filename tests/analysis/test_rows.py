@@ -18,6 +18,7 @@ from spectra.analysis import rows
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.rows import BaseMatrix, Quantities
 from spectra.linalg import SOLVERS, rounded
+from spectra.store import SPECTRUM_ARRAYS
 from tests.helpers import gaussian, low_rank_factors, matrix_with_spectrum, orthonormal
 
 VALUES_ONLY = Quantities(vectors=False)
@@ -181,6 +182,45 @@ def test_columns_of_the_vectors_follow_their_definitions(
     assert row["intruders"] == (in_u[:, : min(10, k)].max(axis=0) < 0.5).sum()
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("shape", [(24, 24), (12, 30), (30, 18)])
+@pytest.mark.parametrize("size", [1e-6, 0.3])
+def test_arrays_follow_a_plain_svd(shape: tuple[int, int], size: float, solver: str) -> None:
+    w_0 = gaussian(*shape)
+    b, a = low_rank_factors(*shape, 2, 5)
+    w_t = w_0 + size * 20 * b @ a
+    u_0, s_0, v_0 = decomposed(w_0)
+    u_t, s_t, v_t = decomposed(w_t)
+    in_u, in_v = np.abs(u_0.T @ u_t), np.abs(v_0.T @ v_t)
+    p = min(*shape, 16)
+    for weight in (Weight(update=(size * 20 * b, a)), Weight(dense=w_t)):
+        row, arrays = BaseMatrix(w_0, Quantities(solver=solver)).drift(weight)
+        assert set(arrays) == {*SPECTRUM_ARRAYS}
+        assert row["sigma_0_mean"] == pytest.approx(s_0.mean(), rel=1e-12)
+        np.testing.assert_allclose(arrays["sigma"], s_t, rtol=0, atol=1e-12 * s_0[0])
+        # The change keeps digits that σ in float32 could not.
+        np.testing.assert_allclose(arrays["sigma_change"], s_t - s_0, rtol=0, atol=1e-13 * s_0[0])
+        assert np.abs(arrays["sigma_change"]).mean() == pytest.approx(row["delta_sigma"])
+        for name, full in (("leading_u", in_u), ("leading_v", in_v)):
+            assert arrays[name].shape == (p * p,)
+            found = arrays[name].reshape(p, p)
+            np.testing.assert_allclose(found, full[:p, :p], rtol=0, atol=1e-9)
+            overlap = arrays["overlap" + name[-2:]][:p]
+            np.testing.assert_allclose(found.diagonal(), overlap, rtol=0, atol=1e-12)
+
+
+def test_rows_of_the_leading_overlaps_are_the_bases_vectors() -> None:
+    """W_t = W_0 with its first two left vectors exchanged for the third and first."""
+    u, v = orthonormal(20, 3), orthonormal(9, 3, 1)
+    s = torch.tensor([4.0, 2.0, 1.0]).double()
+    w_0, w_t = (u * s) @ v.T, (u[:, [2, 0, 1]] * s) @ v.T
+    _, arrays = BaseMatrix(w_0).drift(Weight(dense=w_t))
+    found = arrays["leading_u"].reshape(9, 9)[:3, :3]
+    np.testing.assert_allclose(found, [[0, 1, 0], [0, 0, 1], [1, 0, 0]], rtol=0, atol=1e-7)
+    found = arrays["leading_v"].reshape(9, 9)[:3, :3]
+    np.testing.assert_allclose(found, np.eye(3), rtol=0, atol=1e-7)
+
+
 def test_a_large_new_direction_is_an_intruder_and_moves_the_others_on() -> None:
     w_0 = matrix_with_spectrum(torch.arange(20.0, 0, -1), 24, 20)
     u, _, vh = torch.linalg.svd(w_0)
@@ -217,6 +257,11 @@ def test_an_unchanged_matrix_has_exactly_no_drift(base: str, quantities: Quantit
         if quantities.vectors:
             assert all(row[name] == 0.0 for name in TURNS)
             assert (spectrum["overlap_u"] == 1).all() and (spectrum["overlap_v"] == 1).all()
+            p = min(m, n, 16)
+            for name in ("leading_u", "leading_v"):
+                assert (spectrum[name].reshape(p, p) == np.eye(p)).all()
+        assert (spectrum["sigma_change"] == 0).all()
+        assert row["sigma_0_mean"] == pytest.approx(decomposed(w_0)[1].mean(), rel=1e-9)
 
 
 def test_an_unchanged_matrix_is_decomposed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +316,8 @@ def test_values_only_gives_the_same_values_and_no_vectors(solver: str) -> None:
         full, _ = BaseMatrix(w_0).drift(weight)
         only = BaseMatrix(w_0, Quantities(vectors=False, solver=solver))
         values, spectrum = only.drift(weight, "bfloat16")
-        assert not {*TURNS, "d_noise"} & values.keys() and set(spectrum) == {"sigma"}
+        assert not {*TURNS, "d_noise"} & values.keys()
+        assert set(spectrum) == {"sigma", "sigma_change"}
         for name in ("delta_sigma", *VALUES, "frobenius_drift", "spectral_drift"):
             assert values[name] == pytest.approx(full[name], rel=1e-10), name
 

@@ -1,6 +1,5 @@
-"""The dashboard's pages under Streamlit's AppTest: what is said, what is drawn, what is kept."""
+"""The dashboard under Streamlit's AppTest: what is said, what is drawn, what is kept."""
 
-import json
 import re
 import shlex
 import shutil
@@ -9,64 +8,48 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
+import streamlit as st
 
 from spectra import cli, figures
 from spectra.store import DRIFT_QUANTITIES, Run, Sweep, SweepRun
-from tests.figures.rows import drift_rows, training_rows
+from tests.app.pages import (
+    APP,
+    HOSTILE,
+    add_steps,
+    as_started,
+    drawn,
+    look_again,
+    open_page,
+    records,
+    said,
+    titles,
+    write_run,
+)
+from tests.figures.rows import drift_rows
 
-APP = Path(__file__).parents[2] / "app"
-PAGES = ["trajectories", "metrics", "training"]
-# A first script run imports Plotly and reads the files; a busy machine takes its time.
-PATIENCE_SECONDS = 60
-
-
-def records(frame):
-    return frame.to_dict("records")
-
-
-def write_run(root, name, method="sorsa", *, finished=True, analysed=True, trained=True, **rows):
-    run = Run(root / name)
-    run.update_settings(method=method, **({"state": "finished"} if finished else {}))
-    if analysed:
-        run.drift.append(records(drift_rows(name, method, **rows)))
-    if trained:
-        kept = training_rows(name, method, 20).drop(columns=["run", "method"])
-        run.write_training(records(kept))
-    return run
-
-
-def open_page(root, page="trajectories", app=APP, **query):
-    sys.argv = ["main.py", str(root)]
-    test = AppTest.from_file(str(app / "main.py"), default_timeout=PATIENCE_SECONDS)
-    for name, value in query.items():
-        test.query_params[name] = value
-    if page != "trajectories":
-        test.switch_page(f"views/{page}.py")
-    return test.run()
+# Those with a figure of drift; the others' own tests are beside this file.
+PAGES = ["trajectories", "layers", "matrix"]
+EVERY_PAGE = sorted(path.stem for path in (APP / "views").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
-def restored_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def process():
+    with as_started():
+        yield
 
 
-def said(test):
-    elements = (*test.info, *test.warning, *test.error, *test.caption, *test.text, *test.code)
-    return "\n".join(e.value for e in elements)
+def table(test, number=0):
+    return test.dataframe[number].value
 
 
-def drawn(test):
-    """Return the figures on the page, as Plotly's JSON."""
-    return [json.loads(e.proto.spec) for e in test.get("plotly_chart")]
+def choice(test, name):
+    return test.session_state[f"choice-{name}"]
 
 
-def titles(figure):
-    return [a["text"] for a in figure["layout"]["annotations"]]
+# Whatever lies in ROOT
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EVERY_PAGE)
 def test_an_empty_root_is_said_plainly(tmp_path, page):
     test = open_page(tmp_path, page)
 
@@ -76,23 +59,25 @@ def test_an_empty_root_is_said_plainly(tmp_path, page):
     assert drawn(test) == []
 
 
-def test_a_root_that_is_no_folder_is_said(tmp_path):
-    test = open_page(tmp_path / "nowhere")
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_a_root_that_is_no_folder_is_said(tmp_path, page):
+    test = open_page(tmp_path / "nowhere", page)
 
     assert not test.exception
     assert "is not a folder" in test.error[0].value.replace("\\", "")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_one_run_is_drawn_on_every_page(tmp_path, page):
-    write_run(tmp_path, "a")
+def test_one_run_is_drawn_with_all_that_is_taken_along(tmp_path, page):
+    write_run(tmp_path, "a", arrays=True)
 
     test = open_page(tmp_path, page)
 
-    assert not test.exception
+    assert not test.exception and not test.error
     assert len(drawn(test)) == 1
-    assert [b.label for b in test.get("download_button")] == ["PDF", "SVG", "PNG", "CSV"]
-    assert "spectra plot" in said(test)
+    kinds = [button.label for button in test.get("download_button")]
+    assert kinds == ["PDF", "SVG", "PGF", "PNG", "CSV"]
+    assert "spectra plot" in test.code[-1].value
 
 
 def test_several_runs_have_a_panel_each(tmp_path):
@@ -103,7 +88,7 @@ def test_several_runs_have_a_panel_each(tmp_path):
 
     assert not test.exception
     assert titles(drawn(test)[0])[:3] == ["sorsa", "lora · b", "lora · c"]
-    assert len(test.dataframe[0].value) == 6
+    assert len(table(test)) == 6
 
 
 def test_runs_of_one_name_in_two_folders_stay_apart(tmp_path):
@@ -116,18 +101,200 @@ def test_runs_of_one_name_in_two_folders_stay_apart(tmp_path):
     assert titles(drawn(test)[0])[:2] == ["lora · x/run", "lora · y/run"]
 
 
+def test_of_many_runs_the_first_are_shown_and_the_others_offered(tmp_path):
+    for number in range(11):
+        write_run(tmp_path, f"run-{number:02}", trained=False)
+
+    test = open_page(tmp_path)
+
+    assert choice(test, "run") == [f"run-{number:02}" for number in range(8)]
+    assert "8 of 11 runs shown" in said(test)
+    assert len(test.multiselect(key="choice-run").options) == 11
+
+
+def test_of_many_modules_the_papers_are_shown(tmp_path):
+    write_run(tmp_path, "a", modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+
+    test = open_page(tmp_path)
+
+    assert choice(test, "module") == ["q_proj", "v_proj"]
+    assert "2 of 4 modules hidden" in said(test)
+    assert "--modules q_proj,v_proj" in test.code[-1].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_run_without_drift_is_told_how_to_get_it(tmp_path, page):
+    write_run(tmp_path, "not yet", analysed=False)
+
+    test = open_page(tmp_path, page)
+
+    assert not test.exception
+    assert f"spectra analyze '{tmp_path}/not yet'" in said(test)
+    assert drawn(test) == []
+
+
+@pytest.mark.parametrize("page", ["overview", *PAGES])
+def test_a_damaged_run_is_named_and_takes_no_other_down(tmp_path, page):
+    write_run(tmp_path, "a good one", arrays=True)
+    damaged = write_run(tmp_path, "damaged")
+    for path in (*damaged.drift.parts(), damaged.training_path):
+        path.write_bytes(b"PAR1 but not really")
+    write_run(tmp_path, "broken").settings_path.write_text("{")
+    write_run(tmp_path, "newer").update_settings(format=99)
+
+    test = open_page(tmp_path, page)
+
+    assert not test.exception and not test.error
+    if page == "overview":
+        states = table(test).set_index("run")["state"].to_dict()
+        assert states.pop("a good one") == "finished"
+        assert set(states.values()) == {"✕ unreadable"}
+        assert "format 99" in table(test).set_index("run")["problem"]["newer"]
+        return
+    warnings = [w.value.replace("\\", "") for w in test.warning]
+    told = sorted(w.split(" is left out")[0] for w in warnings)
+    # A page of one run reads no other.
+    assert told == (
+        ["broken", "damaged", "newer"] if page == "trajectories" else ["broken", "newer"]
+    )
+    assert all("\n" not in w for w in warnings)
+    assert len(drawn(test)) == 1
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_run_that_vanishes_under_the_page_is_said(tmp_path, page, monkeypatch):
+    write_run(tmp_path, "a", arrays=True)
+    listing = Run.read_settings
+
+    def gone_after_listing(run):
+        settings = listing(run)
+        for part in (*run.drift.parts(), *run.spectrum.parts()):
+            part.rename(part.with_suffix(".gone"))
+        return settings
+
+    monkeypatch.setattr(Run, "read_settings", gone_after_listing)
+
+    test = open_page(tmp_path, page)
+
+    assert not test.exception and not test.error
+    assert drawn(test) == []
+
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "a")
+    test = look_again(test)
+    assert not test.exception and not test.error
+    assert "There are no runs" in said(test)
+
+
+@pytest.mark.parametrize("page", ["overview", *PAGES])
+def test_what_a_link_leads_out_of_root_is_named_and_not_read(tmp_path, page):
+    root = tmp_path / "root"
+    write_run(root, "a", arrays=True)
+    secret = write_run(tmp_path / "elsewhere", "secret", "hidden-method")
+    (root / "linked").symlink_to(secret.path)
+    for part in ("drift", "run.json", "training.parquet"):
+        run = write_run(root, f"linked {part}")
+        target = run.path / part
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        target.symlink_to(secret.path / part)
+    inner = write_run(root, "linked part", analysed=False)
+    inner.drift.folder.mkdir()
+    (inner.drift.folder / "part-1.parquet").symlink_to(secret.drift.parts()[0])
+
+    test = open_page(root, page)
+
+    assert not test.exception and not test.error
+    shown = said(test).replace("\\", "")
+    if page == "overview":
+        shown += table(test).to_string()
+        assert shown.count("lies outside") == 5
+        assert table(test)["state"].tolist() == ["finished"] + ["✕ unreadable"] * 5
+    else:
+        assert shown.count("lies outside") == 3 and "2 more runs cannot be read" in shown
+        assert len(drawn(test)) == 1
+    assert "hidden-method" not in shown
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/secret", "/etc", "elsewhere/secret", "..", "\0"])
+def test_no_parameter_of_a_link_reaches_out_of_root(tmp_path, name):
+    root = tmp_path / "root"
+    write_run(root, "a")
+    write_run(tmp_path / "elsewhere", "secret", "hidden-method")
+
+    test = open_page(root, run=name, sweep=name, module=name, of=name)
+
+    assert not test.exception and not test.error
+    assert titles(drawn(test)[0])[0] == "sorsa"
+
+
+def test_a_link_within_root_lists_a_run_once(tmp_path):
+    write_run(tmp_path, "a")
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+
+    assert table(open_page(tmp_path, "overview"))["run"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_names_are_shown_as_they_are(tmp_path, page):
+    name = HOSTILE.replace("/", "∕")
+    write_run(tmp_path, name, name, arrays=True, modules=(name, "q_proj"))
+    write_run(tmp_path, f"{name[:20]} bare", name, analysed=False)
+    write_run(tmp_path, f"{name[:20]} broken").settings_path.write_text("{")
+
+    test = open_page(tmp_path, page)
+
+    assert not test.exception and not test.error
+    # These are the elements that read Markdown; st.text and st.code do not.
+    for element in (*test.info, *test.warning, *test.error, *test.caption, *test.markdown):
+        assert not re.search(r"(?<!\\)(<img|\*bold|\$x|:red|\[a)", element.value)
+    for figure in drawn(test):
+        assert all("<img" not in title for title in titles(figure))
+
+
+def test_a_fault_is_one_line_on_the_page_and_a_trace_in_the_log(tmp_path, monkeypatch, caplog):
+    write_run(tmp_path, "a")
+    monkeypatch.setattr(figures, "final_values", lambda rows: 1 / 0)
+
+    test = open_page(tmp_path)
+
+    assert not test.exception
+    assert "a fault of the dashboard" in test.error[0].value
+    assert "ZeroDivision" not in said(test)
+    assert "ZeroDivisionError" in caplog.text
+
+
+# Runs that grow
+
+
 def test_a_growing_run_is_called_so_and_its_new_steps_appear(tmp_path):
     run = write_run(tmp_path, "a", finished=False, steps=(10, 20))
     with run.lock("recording"):
         test = open_page(tmp_path)
         assert "a: sorsa, ● growing" in said(test)
-        assert set(test.dataframe[0].value["step"]) == {20}
+        assert set(table(test)["step"]) == {20}
 
-        run.drift.append(records(drift_rows("a", steps=(30,))))
-        test.run()
+        add_steps(run, steps=(30,))
+        look_again(test)
 
     assert not test.exception
-    assert set(test.dataframe[0].value["step"]) == {30}
+    assert set(table(test)["step"]) == {30}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_follows_a_growing_run_unless_told_to_stay(tmp_path, page):
+    run = write_run(tmp_path, "a", finished=False, steps=(10, 20), arrays=True)
+    with run.lock("recording"):
+        follows, stays = open_page(tmp_path, page), open_page(tmp_path, page, step=10, until=10)
+        before = drawn(follows), drawn(stays)
+        add_steps(run, steps=(30,), arrays=True)
+        look_again(follows)
+        look_again(stays)
+
+    assert not follows.exception and not stays.exception
+    assert drawn(follows) != before[0]
+    if page == "matrix":
+        assert choice(follows, "step") == 30 and choice(stays, "step") == 10
+        assert drawn(stays) == before[1]
 
 
 def test_a_run_that_is_watched_is_growing_between_its_steps(tmp_path):
@@ -146,99 +313,106 @@ def test_choices_survive_growth(tmp_path):
     run = write_run(tmp_path, "a", finished=False, steps=(10, 20, 30), layers=6)
     test = open_page(tmp_path)
     test.multiselect(key="choice-module").set_value(["v_proj"]).run()
-    slider = next(s for s in test.select_slider if s.label == "Steps")
-    slider.set_value((20, 30)).run()
+    test.text_input(key="choice-layers").set_value("1-3").run()
+    next(s for s in test.select_slider if s.label == "Steps").set_value((20, 30)).run()
 
-    run.drift.append(records(drift_rows("a", steps=(40,), layers=6)))
-    write_run(tmp_path, "b", "lora")
-    test.run()
+    add_steps(run, steps=(40,), layers=6)
+    write_run(tmp_path, "b", "lora", layers=6)
+    look_again(test)
 
     assert not test.exception
-    assert test.multiselect(key="choice-module").value == ["v_proj"]
-    slider = next(s for s in test.select_slider if s.label == "Steps")
+    assert choice(test, "module") == ["v_proj"]
+    assert choice(test, "layers") == "1-3"
     # The first step was moved and stays; the last was not, and follows the data.
-    assert slider.value == (20, 40)
-    assert test.multiselect(key="choice-run").value == ["a", "b"]
+    assert next(s for s in test.select_slider if s.label == "Steps").value == (20, 40)
+    assert choice(test, "run") == ["a", "b"]
+
+
+# Choices and links
 
 
 def test_a_link_opens_the_same_choices_in_a_fresh_session(tmp_path):
     for name in "abc":
         write_run(tmp_path, name, layers=6)
     first = open_page(tmp_path)
-    first.multiselect(key="choice-run").set_value(["a", "c"]).run()
+    first.multiselect(key="choice-run").set_value(["c", "a"]).run()
     first.multiselect(key="choice-module").set_value(["q_proj"]).run()
-    next(s for s in first.select_slider if s.label == "Layers").set_value((1, 3)).run()
+    first.text_input(key="choice-layers").set_value("1-3").run()
     first.selectbox(key="choice-axes").set_value("free").run()
+    first.toggle(key="choice-overlay").set_value(True).run()
+    first.select_slider(key="choice-until").set_value(20).run()
     link = dict(first.query_params)
 
     second = open_page(tmp_path, **link)
 
-    assert link == {"run": ["a", "c"], "module": "q_proj", "layers": "1-3", "axes": "free"}
-    assert second.multiselect(key="choice-run").value == ["a", "c"]
-    assert second.multiselect(key="choice-module").value == ["q_proj"]
-    assert next(s for s in second.select_slider if s.label == "Layers").value == (1, 3)
-    assert second.selectbox(key="choice-axes").value == "free"
+    assert link.pop("run") in (["a", "c"], ["c", "a"])
+    assert link == {
+        **{"module": "q_proj", "layers": "1-3", "axes": "free"},
+        **{"overlay": "on", "until": "20"},
+    }
+    for name in ("module", "layers", "axes", "overlay", "until"):
+        assert choice(second, name) == choice(first, name)
+    assert choice(second, "run") == ["a", "c"]
     assert drawn(second) == drawn(first)
 
 
-def test_a_metric_is_chosen_by_the_link(tmp_path):
-    write_run(tmp_path, "a")
+def test_a_page_of_one_run_begins_with_the_chosen_and_leaves_them_chosen(tmp_path):
+    for name in "abc":
+        write_run(tmp_path, name, arrays=True)
+    test = open_page(tmp_path, run=["b", "c"])
 
-    test = open_page(tmp_path, "metrics", column="ortho_u", overlay="on")
+    test.query_params.clear()  # as Streamlit does when the page changes
+    test.switch_page("views/matrix.py").run()
+    assert test.selectbox(key="choice-one run").value == "b"
+    assert dict(test.query_params)["run"] == "b"
 
-    assert not test.exception
-    assert test.selectbox(key="choice-column").value == "ortho_u"
-    assert test.toggle(key="choice-overlay").value is True
-    assert "--column ortho_u" in said(test)
-
-
-def test_metrics_offers_every_quantity_that_has_a_value(tmp_path):
-    run = write_run(tmp_path, "a", analysed=False)
-    rows = drift_rows("a", steps=(5,), layers=2)
-    filled = dict.fromkeys(DRIFT_QUANTITIES, 0.5) | {"kappa_p": None}
-    run.drift.append(records(rows.assign(**filled)))
-
-    test = open_page(tmp_path, "metrics")
-
-    assert not test.exception
-    assert test.selectbox(key="choice-column").options == [
-        figures.label_of(c).axis for c in DRIFT_QUANTITIES if c != "kappa_p"
-    ]
+    test.selectbox(key="choice-one run").set_value("a").run()
+    assert test.selectbox(key="choice-one run").value == "a"
+    test.query_params.clear()
+    test.switch_page("views/trajectories.py").run()
+    assert choice(test, "run") == ["b", "c"]
 
 
-def test_a_logarithmic_metric_with_zeros_is_drawn(tmp_path):
-    run = write_run(tmp_path, "a", analysed=False)
-    rows = drift_rows("a", steps=(0, 1, 10), noise=True)
-    rows.loc[rows["step"] == 0, "delta_sigma"] = 0.0
-    run.drift.append(records(rows))
-
-    test = open_page(tmp_path, "metrics", column="delta_sigma", log="on")
-
-    assert not test.exception
-    assert drawn(test)[0]["layout"]["yaxis"]["type"] == "log"
-    assert "noise floor" in titles(drawn(test)[0])
-
-
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EVERY_PAGE)
 def test_unknown_values_in_a_link_are_ignored(tmp_path, page):
-    write_run(tmp_path, "a")
-
-    test = open_page(
-        tmp_path,
-        page,
-        run="gone",
-        module=["k_proj"],
-        layers="9-x",
-        steps="900-1",
-        axes="sideways",
-        column="no such",
-        overlay="perhaps",
-        stranger="1",
+    write_run(tmp_path, "a", arrays=True)
+    nonsense = dict.fromkeys(
+        ("run", "axes", "column", "overlay", "view", "preset", "until", "step", "layer", "scale"),
+        "no such",
     )
 
-    assert not test.exception
-    assert len(drawn(test)) == 1
-    assert test.multiselect(key="choice-run").value == ["a"]
+    test = open_page(
+        tmp_path, page, **nonsense, module=["k_proj"], layers="9-x", steps="900-1", stranger="1"
+    )
+
+    assert not test.exception and not test.error
+    if page in PAGES:
+        assert len(drawn(test)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "layers", "told"),
+    [
+        ("1-2", {1, 2}, ""),
+        ("0, 3", {0, 3}, ""),
+        ("2-9", {2, 3}, ""),
+        ("9-x", {0, 1, 2, 3}, "0-11 or 3,5,7"),
+        ("7", {0, 1, 2, 3}, "There are layers 0-3"),
+    ],
+)
+def test_layers_are_typed_as_on_the_command_line(tmp_path, text, layers, told):
+    write_run(tmp_path, "a", modules=("q_proj",))
+
+    test = open_page(tmp_path, layers=text)
+
+    assert set(table(test)["layers"]) == {len(layers)}
+    assert told in said(test).replace("\\", "")
+    words = shlex.split(test.code[-1].value)
+    if len(layers) == 4:
+        assert "--layers" not in words
+    else:
+        written = words[words.index("--layers") + 1]
+        assert set(figures.parse_numbers(written)) == layers
 
 
 def test_nothing_chosen_is_said(tmp_path):
@@ -251,59 +425,209 @@ def test_nothing_chosen_is_said(tmp_path):
     assert "at least one module" in said(test)
 
 
-def test_a_run_without_drift_is_told_how_to_get_it(tmp_path):
-    write_run(tmp_path, "a")
-    write_run(tmp_path, "not yet", analysed=False)
-
-    test = open_page(tmp_path)
-
-    assert not test.exception
-    assert f"spectra analyze '{tmp_path}/not yet'" in said(test)
-    assert len(drawn(test)) == 1
+# Overview
 
 
-def test_rows_without_vectors_are_said_on_trajectories_and_drawn_as_metrics(tmp_path):
+def test_the_overview_tells_where_every_run_stands(tmp_path):
+    run = write_run(tmp_path, "a", steps=(10, 20), noise=True)
+    run.update_settings(base={"name": "some/model"})
+    run.snapshots_path.mkdir()
+    for name in ("base", "step-10", "step-20", "step-30"):
+        (run.snapshots_path / f"{name}.safetensors").touch()
+    write_run(tmp_path, "b", "lora", finished=False, analysed=False)
+
+    test = open_page(tmp_path, "overview")
+
+    first, second = table(test).to_dict("records")
+    rows, losses = run.read_drift(), run.read_training()["loss"]
+    last = rows[rows["step"] == 20]
+    assert first["delta_d"] == pytest.approx(last["delta_d"].mean())
+    assert first["delta_sigma"] == pytest.approx(last["delta_sigma"].mean())
+    assert first["kappa"] == pytest.approx(last["kappa"].median())
+    assert first["loss"] == pytest.approx(losses.tail(5).mean())
+    assert first["drift_path"] == pytest.approx(
+        [rows.loc[rows["step"] == step, "delta_d"].mean() for step in (10, 20)]
+    )
+    assert (first["last_step"], first["analysed"], first["recorded"]) == (20, 2, 3)
+    assert (first["base"], first["state"]) == ("some/model", "finished")
+    assert (second["method"], second["state"], second["analysed"]) == ("lora", "◌ interrupted", 0)
+
+    test.selectbox(key="choice-of").set_value("v_proj").run()
+    last = last[last["module"] == "v_proj"]
+    assert table(test)["delta_d"][0] == pytest.approx(last["delta_d"].mean())
+    assert dict(test.query_params) == {"of": "v_proj"}
+
+
+def test_the_overview_shows_a_sweeps_progress(tmp_path):
+    write_sweep(tmp_path, failed=True)
+
+    test = open_page(tmp_path, "overview")
+
+    assert "sweep: 6 done, 1 failed\nfull-ft-seed3 failed: too **large**" in said(test)
+
+
+# Trajectories
+
+
+def test_rows_without_vectors_are_said_on_trajectories_and_drawn_on_layers(tmp_path):
     run = write_run(tmp_path, "a", analysed=False)
-    rows = drift_rows("a").drop(columns="delta_d")
-    run.drift.append(records(rows))
+    run.drift.append(records(drift_rows("a").drop(columns="delta_d")))
 
     assert "values\\-only" in said(open_page(tmp_path))
-    assert len(drawn(open_page(tmp_path, "metrics"))) == 1
+    assert len(drawn(open_page(tmp_path, "layers", column="delta_sigma"))) == 1
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_damaged_run_is_named_in_one_line_and_takes_no_other_down(tmp_path, page):
-    write_run(tmp_path, "good")
-    damaged = write_run(tmp_path, "damaged")
-    for path in (*damaged.drift.parts(), damaged.training_path):
-        path.write_bytes(b"PAR1 but not really")
-    write_run(tmp_path, "broken").settings_path.write_text("{")
-    write_run(tmp_path, "newer").update_settings(format=99)
+def test_playback_draws_step_after_step_and_ends_at_the_last(tmp_path, monkeypatch):
+    write_run(tmp_path, "a", steps=(10, 20, 30))
+    test = open_page(tmp_path)
+    whole = drawn(test)
+    axes = whole[0]["layout"]["xaxis"]["range"]
+    test.button(key="play-button").click().run()
+    assert choice(test, "until") == 10
+    assert test.button(key="play-button").label == "Stop"
 
-    test = open_page(tmp_path, page)
+    # The time for the next picture has come; a browser waits for it, a test does not.
+    monkeypatch.setattr("dashboard_playback._FRAME_SECONDS", 0)
+    seen = []
+    for _ in range(4):
+        seen.append(dict(test.query_params).get("until"))
+        assert drawn(test)[0]["layout"]["xaxis"]["range"] == axes
+        test.run()
 
     assert not test.exception
-    warnings = [w.value.replace("\\", "") for w in test.warning]
-    assert sorted(w.split(" is left out")[0] for w in warnings) == ["broken", "damaged", "newer"]
-    assert all("\n" not in w for w in warnings)
+    assert seen[-1] is None and test.button(key="play-button").label == "Play"
+    assert drawn(test) == whole
+
+
+class Clicks:
+    """Stands for Plotly in a browser: tells the page what is clicked on in its next figure."""
+
+    def __init__(self, monkeypatch):
+        self.points = []
+        self.plotly_chart = st.plotly_chart
+        monkeypatch.setattr(st, "plotly_chart", self._draw)
+
+    def _draw(self, figure, *, on_select=None, key=None, selection_mode=(), **options):
+        if self.points and on_select is not None:
+            assert selection_mode == ("points", "box")
+            points = [{"customdata": point} for point in self.points]
+            self.points = []
+            st.session_state[key] = {"selection": {"points": points}}
+            on_select()
+        return self.plotly_chart(figure, **options)
+
+
+def test_clicked_layers_become_the_choice_and_a_button_ends_it(tmp_path, monkeypatch):
+    write_run(tmp_path, "a", layers=6)
+    clicks = Clicks(monkeypatch)
+    test = open_page(tmp_path)
+
+    clicks.points = [["a", "q_proj", 3, 20], ["a", "v_proj", 4, 40, 0.1], ["a", "q_proj", 3, 40]]
+    test.run()
+    test.run()
+
+    assert not test.exception and not test.error
+    assert dict(test.query_params) == {"layers": "3-4"}
+    assert choice(test, "layers") == "3-4"
+    assert set(table(test)["layers"]) == {2}
+
+    test.button(key="all-layers").click().run()
+    assert dict(test.query_params) == {}
+    assert set(table(test)["layers"]) == {6}
+
+
+def test_points_that_stand_for_no_matrix_change_nothing(tmp_path, monkeypatch):
+    write_run(tmp_path, "a", layers=6)
+    clicks = Clicks(monkeypatch)
+    test = open_page(tmp_path)
+
+    clicks.points = [None, [], ["a", "q_proj"]]
+    test.run()
+
+    assert not test.exception and not test.error
+    assert dict(test.query_params) == {}
+
+
+# Layers and Matrix
+
+
+def test_layers_offers_every_quantity(tmp_path):
+    write_run(tmp_path, "a")
+
+    test = open_page(tmp_path, "layers", column="ortho_u", view="curves", overlay="on")
+
+    assert not test.exception and not test.error
+    assert test.selectbox(key="choice-column").value == "ortho_u"
+    assert test.selectbox(key="choice-column").options == [
+        figures.label_of(c).axis for c in DRIFT_QUANTITIES
+    ]
+    assert "spectra plot curves" in said(test) and "--column ortho_u" in said(test)
+
+
+def test_a_quantity_that_no_row_has_is_said(tmp_path):
+    write_run(tmp_path, "a")
+
+    for view in ("map", "curves"):
+        test = open_page(tmp_path, "layers", column="kappa_p", view=view)
+        assert not test.exception and not test.error
+        assert drawn(test) == [] and "no value of kappa" in said(test).replace("\\", "")
+
+
+def test_a_click_on_the_heat_map_opens_the_matrix(tmp_path, monkeypatch):
+    for name in "ab":
+        write_run(tmp_path, name, steps=(10, 20), arrays=True)
+    clicks = Clicks(monkeypatch)
+    test = open_page(tmp_path, "layers", run="b")
+
+    clicks.points = [["b", "v_proj", 2, 10]]
+    test.run()
+
+    assert not test.exception and not test.error
+    assert "One weight matrix" in said(test)
+    assert dict(test.query_params) == {"run": "b", "module": "v_proj", "layer": "2", "step": "10"}
     assert len(drawn(test)) == 1
 
 
-def test_names_are_shown_as_they_are(tmp_path):
-    name = "<img src=x onerror=alert(1)> **bold** $x$ :red[r] [a](http:b)"
-    write_run(tmp_path, name.replace("/", "∕"), name)
-    write_run(tmp_path, f"{name[:20]} bare".replace("/", "∕"), name, analysed=False)
-    broken = write_run(tmp_path, f"{name[:20]} broken".replace("/", "∕"))
-    broken.settings_path.write_text("{")
+def test_the_matrix_page_goes_from_neighbour_to_neighbour(tmp_path):
+    write_run(tmp_path, "a", steps=(10, 20), arrays=True)
+    test = open_page(tmp_path, "matrix", module="v_proj", layer="2")
 
-    for page in PAGES:
-        test = open_page(tmp_path, page)
+    assert choice(test, "step") == 20
+    assert test.button(key="step+1").disabled
+    test.button(key="step-1").click().run()
+    test.button(key="layer+1").click().run()
 
-        assert not test.exception
-        # These are the elements that read Markdown; st.text and st.code do not.
-        for element in (*test.info, *test.warning, *test.error, *test.caption, *test.markdown):
-            assert not re.search(r"(?<!\\)(<img|\*bold|\$x|:red|\[a)", element.value)
-        assert all("<img" not in title for title in titles(drawn(test)[0]))
+    assert not test.exception and not test.error
+    assert (choice(test, "step"), choice(test, "layer")) == (10, "3")
+    assert test.button(key="step-1").disabled and test.button(key="layer+1").disabled
+    assert "--module v_proj --layer 3 --step 10" in test.code[-1].value
+
+
+def test_the_matrix_page_tells_what_is_known_with_its_meaning(tmp_path):
+    run = write_run(tmp_path, "a", arrays=True, noise=True)
+
+    test = open_page(tmp_path, "matrix")
+
+    rows = run.read_drift()
+    row = rows[(rows["module"] == "q_proj") & (rows["layer"] == 0) & (rows["step"] == 40)].iloc[0]
+    shown = table(test).set_index("quantity")
+    assert shown.loc["ΔD (0 = base)", "value"] == pytest.approx(row["delta_d"])
+    assert "Eq. 4" in shown.loc["ΔD (0 = base)", "meaning"]
+    assert shown.loc["κ (σ_max/σ_min of W_t)", "value"] == pytest.approx(row["kappa"])
+    assert "Solver: dense" in said(test)
+
+
+def test_a_matrix_without_singular_values_is_told_how_to_get_them(tmp_path):
+    write_run(tmp_path, "a")
+
+    test = open_page(tmp_path, "matrix")
+
+    assert not test.exception and not test.error
+    assert "no singular values" in said(test)
+    assert f"spectra analyze {tmp_path}/a" in said(test)
+
+
+# Sweeps
 
 
 def write_sweep(root, name="sweep", failed=False):
@@ -328,21 +652,21 @@ def test_runs_of_a_sweep_are_chosen_and_labelled_together(tmp_path):
 
     test = open_page(tmp_path)
     assert not test.exception
-    assert len(test.multiselect(key="choice-run").value) == 7
-    assert "seed" not in test.dataframe[0].value
+    assert len(choice(test, "run")) == 7
+    assert "seed" not in table(test)
 
     test.selectbox(key="choice-sweep").set_value("sweep").run()
     assert not test.exception
-    assert test.multiselect(key="choice-run").value == [
+    assert choice(test, "run") == [
         *("lora-rank4-seed1", "lora-rank4-seed2", "lora-rank8-seed1", "lora-rank8-seed2"),
         *("full-ft-seed1", "full-ft-seed2"),
     ]
-    assert test.text[0].value == "6 done, 1 failed\nfull-ft-seed3 failed: too **large**"
+    assert "6 done, 1 failed\nfull-ft-seed3 failed: too **large**" in said(test)
     assert titles(drawn(test)[0])[:2] == ["lora-rank4-seed1", "lora-rank4-seed2"]
     assert dict(test.query_params) == {"sweep": "sweep"}
 
 
-def test_a_sweeps_tables_say_what_varies_and_average_over_seeds(tmp_path):
+def test_a_sweeps_table_says_what_varies_and_averages_over_seeds(tmp_path):
     write_sweep(tmp_path)
 
     test = open_page(tmp_path)  # a folder that is one sweep opens as it
@@ -359,10 +683,6 @@ def test_a_sweeps_tables_say_what_varies_and_average_over_seeds(tmp_path):
         assert row["delta_d"] == pytest.approx((first + second) / 2)
         assert row["delta_d_sd"] == pytest.approx(abs(first - second) / 2**0.5)
 
-    test = open_page(tmp_path, "training")
-    each, means = (frame.value for frame in test.dataframe)
-    assert each["loss"].notna().all() and means["seeds"].tolist() == [2] * 3
-
 
 def test_two_sweeps_of_one_name_and_a_damaged_one(tmp_path):
     write_sweep(tmp_path, "x/s")
@@ -373,9 +693,12 @@ def test_two_sweeps_of_one_name_and_a_damaged_one(tmp_path):
 
     assert not test.exception
     assert test.selectbox(key="choice-sweep").options == ["all runs", "x/s", "y/s"]
-    assert len(test.multiselect(key="choice-run").value) == 6
+    assert len(choice(test, "run")) == 6
     assert "sweep\\.json is not valid JSON" in said(test)
     assert f"{tmp_path}/y/s/lora-rank4-seed1" in test.code[-1].value
+
+
+# Taking along
 
 
 def test_downloads_are_drawn_on_request(tmp_path, monkeypatch):
@@ -386,40 +709,63 @@ def test_downloads_are_drawn_on_request(tmp_path, monkeypatch):
 
     monkeypatch.setattr("spectra.figures.to_bytes", drawn_too_early)
 
-    assert not open_page(tmp_path).exception
+    test = open_page(tmp_path)
+    assert not test.exception and not test.error
 
 
 def test_the_command_repeats_the_choices(tmp_path):
     write_run(tmp_path, "my run", layers=6)
 
-    test = open_page(tmp_path, module=["v_proj"], layers="0-3", axes="free")
+    test = open_page(tmp_path, module=["v_proj"], layers="0-3", axes="free", preset="icml-1")
 
-    assert test.code[-1].value == (
-        f"spectra plot trajectory '{tmp_path}/my run' --modules v_proj --layers 0-3 --axes free "
-        "--out trajectory.pdf"
-    )
+    assert shlex.split(test.code[-1].value) == [
+        *("spectra", "plot", "trajectory", f"{tmp_path}/my run", "--modules", "v_proj"),
+        *("--layers", "0-3", "--axes", "free", "--preset", "icml-1", "--out", "trajectory.pdf"),
+    ]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_command_on_the_page_works(tmp_path, monkeypatch, page):
-    write_run(tmp_path, "my run", layers=6)
-    test = open_page(tmp_path, page, layers="0-3", steps="20-", axes="free", overlay="on")
+@pytest.mark.parametrize(
+    ("page", "query"),
+    [
+        ("trajectories", {"axes": "free", "until": "20", "preset": "neurips"}),
+        ("trajectories", {"overlay": "on"}),
+        ("layers", {"column": "delta_sigma", "scale": "log"}),
+        ("layers", {"view": "curves", "overlay": "on"}),
+        ("matrix", {"layer": "1", "module": "v_proj", "step": "20"}),
+    ],
+)
+def test_the_command_on_the_page_draws_the_same(tmp_path, monkeypatch, page, query):
+    write_run(tmp_path, "my run", layers=6, arrays=True)
+    test = open_page(tmp_path, page, layers="0-3", steps="20-", **query)
     words = shlex.split(test.code[-1].value)
     monkeypatch.chdir(tmp_path)
+    (caption,) = [code.value for code in test.code[:-1]][-1:] or [""]
 
+    assert not test.exception and not test.error
     assert words[0] == "spectra"
     assert cli.main(words[1:]) == 0
     assert Path(words[-1]).read_bytes().startswith(b"%PDF")
+    described = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: path)
+    monkeypatch.setattr(
+        "spectra.figures.matplotlib_renderer.draw", lambda chart, **_: described.append(chart)
+    )
+    assert cli.main(words[1:]) == 0
+    assert described[0].caption == caption
 
 
 def test_the_app_works_where_a_wheel_puts_it(tmp_path):
     elsewhere = tmp_path / "spectra" / "_app"
     shutil.copytree(APP, elsewhere, ignore=shutil.ignore_patterns("__pycache__"))
     write_run(tmp_path / "runs", "a")
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if "dashboard_" in name}
 
-    test = open_page(tmp_path / "runs", app=elsewhere)
+    try:
+        test = open_page(tmp_path / "runs", app=elsewhere)
+    finally:
+        sys.modules.update(before)
 
-    assert not test.exception
+    assert not test.exception and not test.error
     assert len(drawn(test)) == 1
 
 

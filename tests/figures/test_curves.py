@@ -1,13 +1,16 @@
-"""Curves over the steps, tested on their descriptions."""
+"""Curves of drift over the steps, tested on their charts."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from spectra import figures
-from spectra.figures import describe_layer_curves, describe_run_curves, describe_training
+from spectra.figures import describe_layer_curves, describe_run_curves
+from spectra.figures.chart import Band, Line
+from spectra.figures.selection import MOST_LINE_POINTS
 from spectra.store import DRIFT_QUANTITIES, TRAINING_QUANTITIES
-from tests.figures.rows import drift_rows, four_methods, training_rows
+from tests.figures.marks import band, entry, layer_curves, of_kind, thick
+from tests.figures.rows import drift_rows, four_methods
 
 
 def test_every_quantity_of_the_schema_has_a_label():
@@ -26,39 +29,102 @@ def test_intruder_dimensions_are_named_with_their_k_and_epsilon():
 def test_a_panel_a_run_and_a_line_a_layer():
     rows = four_methods(layers=3)
 
-    description = describe_layer_curves(rows, "delta_d")
+    chart = describe_layer_curves(rows, "delta_d")
 
-    assert [p.run for p in description.panels] == ["sorsa", "sorsa-noreg", "lora", "partial-ft"]
-    for panel in description.panels:
-        assert [(m, layer) for m, layer, _ in panel.layers] == [
-            (m, layer) for m in ("q_proj", "v_proj") for layer in range(3)
-        ]
-        for module, layer, curve in panel.layers:
+    runs = ["sorsa", "sorsa-noreg", "lora", "partial-ft"]
+    assert [p.title for p in chart.panels] == runs
+    for panel, run in zip(chart.panels, runs, strict=True):
+        drawn = layer_curves(panel)
+        assert set(drawn) == {(m, layer) for m in ("q_proj", "v_proj") for layer in range(3)}
+        for (module, layer), (steps, values) in drawn.items():
             of_layer = rows[
-                (rows["run"] == panel.run) & (rows["module"] == module) & (rows["layer"] == layer)
+                (rows["run"] == run) & (rows["module"] == module) & (rows["layer"] == layer)
             ]
-            assert curve.values == tuple(of_layer["delta_d"])
+            assert steps == tuple(of_layer["step"])
+            assert values == tuple(of_layer["delta_d"])
+
+
+def test_a_click_on_a_layers_line_names_its_matrix():
+    rows = drift_rows("a", layers=40, steps=(10, 20))
+
+    (panel,) = describe_layer_curves(rows, "delta_d").panels
+
+    values = rows.set_index(["module", "layer", "step"])["delta_d"]
+    for line in of_kind(panel, Line):
+        if line.pick is None:
+            continue
+        assert line.pick.run == "a"
+        there = np.isfinite(line.y)
+        keys = zip(np.array(line.pick.layers)[there], np.array(line.pick.steps)[there], strict=True)
+        assert [values[line.pick.module, layer, step] for layer, step in keys] == list(
+            line.y[there]
+        )
+
+
+def test_lines_of_alike_layers_are_drawn_at_once_and_neighbours_have_alike_colours():
+    (panel,) = describe_layer_curves(drift_rows(layers=80), "delta_d").panels
+
+    lines = [line for line in of_kind(panel, Line) if line.pick is not None]
+    assert len(lines) == 2 * 16
+    places = [(np.mean(line.pick.layers), line.ink.place) for line in lines if line.pick]
+    assert max(abs(layer / 79 - place) for layer, place in places) < 1 / 16
+    assert len(layer_curves(panel)) == 160
 
 
 def test_thick_line_is_the_mean_of_one_module_and_the_band_its_range():
     rows = drift_rows(layers=5)
 
-    description = describe_layer_curves(rows, "delta_sigma")
+    chart = describe_layer_curves(rows, "delta_sigma")
 
-    for module, curve in description.panels[0].centres:
+    assert [e.name for e in chart.entries] == ["q_proj, mean", "v_proj, mean"]
+    for module in ("q_proj", "v_proj"):
         steps = rows[rows["module"] == module].groupby("step")["delta_sigma"]
-        np.testing.assert_allclose(curve.values, steps.mean())
-        assert curve.low == tuple(steps.min())
-        assert curve.high == tuple(steps.max())
-    assert description.centre == "mean"
+        np.testing.assert_allclose(thick(chart, chart.panels[0], module).y, steps.mean())
+        shaded = band(chart, chart.panels[0], module)
+        assert tuple(shaded.low) == tuple(steps.min())
+        assert tuple(shaded.high) == tuple(steps.max())
+
+
+def test_no_band_is_drawn_where_none_is_asked_for():
+    for describe in (describe_layer_curves, describe_run_curves):
+        chart = describe(drift_rows(), "delta_sigma", band=False)
+        assert not any(of_kind(panel, Band) for panel in chart.panels)
+        assert "Shaded" not in chart.caption
+
+
+def test_a_step_that_a_layer_lacks_is_bridged_and_does_not_count_in_the_mean():
+    rows = drift_rows(layers=2, modules=("q_proj",), steps=(10, 20, 30))
+    rows["delta_d"] = [0.1, 0.2, 0.3, 0.5, 0.6, 0.7]
+    rows = rows[~((rows["layer"] == 1) & (rows["step"] == 20))]
+
+    chart = describe_layer_curves(rows, "delta_d")
+
+    assert layer_curves(chart.panels[0])["q_proj", 1] == ((10.0, 30.0), (0.5, 0.7))
+    assert tuple(thick(chart, chart.panels[0], "mean").y) == pytest.approx((0.3, 0.2, 0.5))
 
 
 def test_overlaid_runs_stand_in_a_panel_a_module():
-    description = describe_run_curves(four_methods(layers=3), "delta_d")
+    rows = four_methods(layers=3)
 
-    assert [p.title for p in description.panels] == ["q_proj", "v_proj"]
-    assert description.runs == ("sorsa", "sorsa-noreg", "lora", "partial-ft")
-    assert [[i for i, _ in p.curves] for p in description.panels] == [[0, 1, 2, 3]] * 2
+    chart = describe_run_curves(rows, "delta_d")
+
+    runs = ["sorsa", "sorsa-noreg", "lora", "partial-ft"]
+    assert [p.title for p in chart.panels] == ["q_proj", "v_proj"]
+    assert [e.name for e in chart.entries] == runs
+    for panel in chart.panels:
+        for run in runs:
+            of_run = rows[(rows["run"] == run) & (rows["module"] == panel.title)]
+            means = of_run.groupby("step")["delta_d"].mean()
+            np.testing.assert_allclose(thick(chart, panel, run).y, means)
+
+
+def test_a_run_without_a_module_has_no_line_in_its_panel():
+    rows = pd.concat([drift_rows("a", "lora"), drift_rows("b", "sorsa", modules=("v_proj",))])
+
+    chart = describe_run_curves(rows, "delta_d")
+
+    drawn = [{m.entry for m in of_kind(panel, Line)} for panel in chart.panels]
+    assert drawn == [{entry(chart, "lora")}, {entry(chart, "lora"), entry(chart, "sorsa")}]
 
 
 def test_condition_numbers_over_two_decades_get_a_logarithmic_axis_and_a_median():
@@ -68,67 +134,45 @@ def test_condition_numbers_over_two_decades_get_a_logarithmic_axis_and_a_median(
     wide = describe_layer_curves(rows, "kappa")
     narrow = describe_layer_curves(rows[rows["layer"] < 2], "kappa")
 
-    assert (wide.log, wide.centre) == (True, "median")
-    assert (narrow.log, narrow.centre) == (False, "mean")
-    assert not describe_layer_curves(rows, "kappa", log=False).log
+    assert wide.panels[0].y.log and "Thick: median" in wide.caption
+    assert set(thick(wide, wide.panels[0], "q_proj").y) == {(100 + 1000) / 2}
+    assert not narrow.panels[0].y.log and "Thick: mean" in narrow.caption
+    assert not describe_layer_curves(rows, "kappa", log=False).panels[0].y.log
 
 
 def test_infinite_condition_numbers_are_left_out_and_counted():
     rows = drift_rows(layers=4)
     rows.loc[rows["layer"] == 2, "kappa"] = np.inf
 
-    description = describe_layer_curves(rows, "kappa")
+    chart = describe_layer_curves(rows, "kappa")
 
-    assert {layer for _, layer, _ in description.panels[0].layers} == {0, 1, 3}
-    assert "6 infinite values are left out" in description.caption
-
-
-def test_training_draws_a_panel_a_quantity_with_every_run():
-    rows = pd.concat([training_rows("a", "sorsa", 50), training_rows("b", "lora", 60)])
-
-    description = describe_training(rows)
-
-    assert [p.title for p in description.panels] == ["training loss", "gradient norm"]
-    assert description.runs == ("sorsa", "lora")
-    for panel, column in zip(description.panels, ("loss", "grad_norm"), strict=True):
-        for index, curve in panel.curves:
-            of_run = rows[rows["run"] == "ab"[index]]
-            assert curve.values == tuple(of_run[column])
-            assert curve.raw == ()
+    assert {layer for _, layer in layer_curves(chart.panels[0])} == {0, 1, 3}
+    assert "6 infinite values are left out" in chart.caption
 
 
-def test_long_training_is_smoothed_over_the_record_it_shows():
-    rows = training_rows(steps=400)
+@pytest.mark.parametrize("describe", [describe_layer_curves, describe_run_curves])
+def test_many_steps_are_thinned_to_a_budget_that_keeps_the_last(describe):
+    rows = four_methods(layers=4, steps=tuple(range(1, 901)))
 
-    (_, curve) = describe_training(rows, ["loss"]).panels[0].curves[0]
-    (_, plain) = describe_training(rows, ["loss"], smooth=1).panels[0].curves[0]
+    chart = describe(rows, "delta_d")
 
-    assert curve.raw == plain.values == tuple(rows["loss"])
-    assert np.std(np.diff(curve.values)) < np.std(np.diff(curve.raw)) / 3
-    assert curve.values[200] == pytest.approx(rows["loss"][195:205].mean())
-
-
-def test_what_is_recorded_now_and_then_is_not_smoothed_with_the_rest():
-    rows = training_rows(steps=400)
-    rows = pd.concat([rows.head(1).assign(step=0, loss=np.nan), rows], ignore_index=True)
-    rows["perplexity"] = (500 - rows["step"]).where(rows["step"] % 100 == 0)
-
-    description = describe_training(rows, ["loss", "perplexity"])
-
-    loss, evaluated = (panel.curves[0][1] for panel in description.panels)
-    assert loss.steps[0] == 1 and loss.raw
-    assert list(evaluated.steps) == [0, 100, 200, 300, 400] and not evaluated.raw
-    assert list(evaluated.values) == [500, 400, 300, 200, 100]
-    assert "training loss, strong: mean of 10 recorded steps" in description.caption
+    lines = [m for panel in chart.panels for m in of_kind(panel, Line)]
+    bands = [m for panel in chart.panels for m in of_kind(panel, Band)]
+    points = sum(len(m.x) for m in lines) + 2 * sum(len(m.x) for m in bands)
+    assert points <= 1.05 * MOST_LINE_POINTS
+    assert {float(np.nanmax(m.x)) for m in lines} == {900.0}
+    assert "of 900 steps, the last among them" in chart.caption
 
 
-def test_a_quantity_nobody_recorded_is_named_not_drawn():
-    rows = training_rows().assign(grad_norm=np.nan)
+def test_lines_of_too_many_layers_are_left_to_the_shaded_range():
+    rows = four_methods(layers=130, steps=(10, 20))
 
-    description = describe_training(rows)
+    chart = describe_layer_curves(rows, "delta_d")
 
-    assert [p.title for p in description.panels] == ["training loss"]
-    assert "Not recorded: gradient norm." in description.caption
+    assert not any(layer_curves(panel) for panel in chart.panels)
+    assert all(len(of_kind(panel, Band)) == 2 for panel in chart.panels)
+    assert "1040 lines of layers are too many to draw" in chart.caption
+    assert chart.bar is None
 
 
 @pytest.mark.parametrize(
@@ -147,16 +191,3 @@ def test_what_has_no_curve_is_said(column, options, message):
 
     with pytest.raises(ValueError, match=message):
         figures.curves(rows, column, **options)
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "message"),
-    [
-        (training_rows().iloc[:0], ("loss",), "no training rows"),
-        (training_rows(), ("accuracy",), "no column accuracy"),
-        (training_rows().assign(loss=np.nan), ("loss",), "no training rows with loss"),
-    ],
-)
-def test_what_training_cannot_draw_is_said(rows, columns, message):
-    with pytest.raises(ValueError, match=message):
-        figures.training(rows, columns)

@@ -1,4 +1,4 @@
-"""The noise floor in every figure of ΔΣ and ΔD, tested on the descriptions."""
+"""The noise floor in every figure of ΔΣ and ΔD, tested on the charts."""
 
 import math
 from typing import Any
@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from spectra.figures import describe_layer_curves, describe_run_curves, describe_trajectory
-from spectra.figures.noise import NoiseBand
-from spectra.figures.step_curves import LayerPanel, RunPanel
+from spectra.figures.chart import Band, Line, Note, Panel
+from spectra.figures.noise import Floor, floor_marks
+from tests.figures.marks import finite, layer_curves, note, of_kind, thick, zone
 from tests.figures.rows import drift_rows, four_methods
 
 FLOORED = {
@@ -27,9 +28,19 @@ def with_floors(rows, sigma_noise, d_noise):
     return rows.assign(sigma_noise=sigma_noise, d_noise=d_noise)
 
 
-def band(panel: LayerPanel | RunPanel) -> NoiseBand:
-    assert panel.noise is not None
-    return panel.noise
+def level(panel: Panel) -> float | None:
+    """Up to where the panel of a curve is grey, from its bottom and its whole width."""
+    found = zone(panel)
+    if found is None:
+        return None
+    assert (found.x, found.y[0]) == ((None, None), None)
+    return found.y[1]
+
+
+def corner(panel: Panel) -> tuple[float, float] | None:
+    """ΔΣ and ΔD up to which a trajectory's panel is grey; 0 where a strip runs through it."""
+    found = zone(panel)
+    return found and (found.x[1] or 0.0, found.y[1] or 0.0)
 
 
 def two_runs(first, second):
@@ -49,8 +60,9 @@ def test_no_floor_or_an_unknown_one_draws_nothing_and_is_not_mentioned(floors):
     trajectory = describe_trajectory(rows)
     curves = [d(rows, c) for d in DESCRIBE for c in ("delta_sigma", "delta_d")]
 
-    assert trajectory.panels[0].noise is None
-    assert all(panel.noise is None for c in curves for panel in c.panels)
+    assert zone(trajectory.panels[0]) is None
+    assert all(zone(panel) is None for c in curves for panel in c.panels)
+    assert not any(of_kind(panel, Note) for c in curves for panel in c.panels)
     for caption in (trajectory.caption, *(c.caption for c in curves)):
         assert "noise" not in caption
         assert "Grey" not in caption
@@ -60,8 +72,8 @@ def test_a_floor_of_one_axis_alone_is_a_strip():
     across = describe_trajectory(with_floors(drift_rows(), 1.5e-4, 0.0))
     up = describe_trajectory(with_floors(drift_rows(), np.nan, 6e-3))
 
-    assert across.panels[0].noise == (1.5e-4, 0.0)
-    assert up.panels[0].noise == (0.0, 6e-3)
+    assert corner(across.panels[0]) == (1.5e-4, 0.0)
+    assert corner(up.panels[0]) == (0.0, 6e-3)
     assert "Grey strip: noise floor (ΔΣ 1.5e−4)," in across.caption
     assert "Grey strip: noise floor (ΔD 0.006)," in up.caption
 
@@ -75,8 +87,8 @@ def test_floor_is_the_median_over_layers_of_the_noisiest_module():
     trajectory = describe_trajectory(rows)
     curves = describe_layer_curves(rows, "delta_sigma")
 
-    assert trajectory.panels[0].noise == (3e-4, 6e-3)
-    assert band(curves.panels[0]).level == 3e-4
+    assert corner(trajectory.panels[0]) == (3e-4, 6e-3)
+    assert level(curves.panels[0]) == 3e-4
     assert "the noisiest module's" in trajectory.caption
     assert "the noisiest module's" in curves.caption
 
@@ -98,15 +110,15 @@ def test_curves_of_drift_have_a_band_up_to_the_floor(describe, column):
     description = describe(rows, column)
 
     for panel in description.panels:
-        assert band(panel).level == FLOORED[column]
-        assert band(panel).label == "noise floor"
+        assert level(panel) == FLOORED[column]
+        assert note(panel).text == "noise floor"
     assert "Grey: noise floor" in description.caption
 
 
 @pytest.mark.parametrize("describe", DESCRIBE)
 @pytest.mark.parametrize("column", ["kappa", "sigma_max", "sigma_noise", "d_noise"])
 def test_other_curves_have_no_band(describe, column):
-    assert all(p.noise is None for p in describe(drift_rows(noise=True), column).panels)
+    assert all(zone(p) is None for p in describe(drift_rows(noise=True), column).panels)
 
 
 def test_the_floor_of_delta_d_under_another_column_is_called_that():
@@ -121,9 +133,8 @@ def test_a_band_does_not_move_the_axis_that_shows_it():
 
     for describe, log in ((d, log) for d in DESCRIBE for log in (False, True)):
         noisy, plain = (describe(r, "delta_sigma", log=log) for r in (with_noise, without))
-        assert [c.panels[0].noise is None for c in (noisy, plain)] == [False, True]
-        limits = [getattr(c, "limits", None) or c.panels[0].limits for c in (noisy, plain)]
-        assert limits[0] == limits[1]
+        assert [zone(c.panels[0]) is None for c in (noisy, plain)] == [False, True]
+        assert noisy.panels[0].y == plain.panels[0].y
 
 
 def test_overlaid_runs_show_the_largest_floor_and_the_caption_names_each():
@@ -133,9 +144,9 @@ def test_overlaid_runs_show_the_largest_floor_and_the_caption_names_each():
 
     description = describe_run_curves(rows, "delta_sigma")
 
-    assert [band(p).level for p in description.panels] == [3e-4, 3e-4]
-    assert band(description.panels[0]).label == "largest noise floor"
-    assert "the largest of the runs" in band(description.panels[0]).reading
+    assert [level(p) for p in description.panels] == [3e-4, 3e-4]
+    assert note(description.panels[0]).text == "largest noise floor"
+    assert "the largest of the runs" in note(description.panels[0]).reading
     assert (
         "It is the largest of the runs': 3e−4 (partial-ft), 1.5e−4 (lora), unknown (sorsa)."
     ) in description.caption
@@ -151,13 +162,13 @@ def test_overlaid_runs_of_one_floor_are_not_listed():
     description = describe_run_curves(two_runs(3e-4, 3e-4), "delta_sigma")
 
     assert "the largest" not in description.caption
-    assert "the largest" not in band(description.panels[0]).reading
+    assert "the largest" not in note(description.panels[0]).reading
 
 
 def test_every_run_with_a_panel_of_its_own_has_its_own_floor():
     description = describe_layer_curves(two_runs(0.0, 3e-4), "delta_sigma")
 
-    assert [p.noise and p.noise.level for p in description.panels] == [None, 3e-4]
+    assert [level(p) for p in description.panels] == [None, 3e-4]
     assert "the largest" not in description.caption
 
 
@@ -168,8 +179,9 @@ def test_an_axis_is_stretched_to_a_floor_just_above_the_data(log):
 
     description = describe_layer_curves(with_floors(rows, floor, 0.0), "delta_sigma", log=log)
 
-    assert floor < description.limits[1] < 1.1 * floor
-    assert band(description.panels[0]).place == "inside"
+    assert floor < description.panels[0].y.limits[1] < 1.1 * floor
+    words = note(description.panels[0])
+    assert (words.y, words.over) == (floor, False)
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -179,10 +191,10 @@ def test_a_floor_far_above_the_data_is_said_and_does_not_crush_them(log):
 
     far = describe_layer_curves(with_floors(rows, 7.0, 0.0), "delta_sigma", log=log)
 
-    assert far.limits == plain.limits
-    assert band(far.panels[0]).level == 7.0
-    assert band(far.panels[0]).place == "top"
-    assert band(far.panels[0]).label == "all below noise floor 7"
+    assert far.panels[0].y == plain.panels[0].y
+    assert level(far.panels[0]) == 7.0
+    assert note(far.panels[0]).y is None
+    assert note(far.panels[0]).text == "all below noise floor 7"
 
 
 def test_a_floor_below_a_logarithmic_axis_is_said_and_not_drawn():
@@ -190,7 +202,7 @@ def test_a_floor_below_a_logarithmic_axis_is_said_and_not_drawn():
 
     description = describe_layer_curves(rows, "delta_sigma", log=True)
 
-    assert description.panels[0].noise is None
+    assert zone(description.panels[0]) is None
     assert "The noise floor (1e−12) lies below the axis." in description.caption
 
 
@@ -200,17 +212,17 @@ def test_nothing_but_noise_is_drawn_on_an_axis_that_shows_the_floor():
     trajectory = describe_trajectory(rows)
     curves = describe_layer_curves(rows, "delta_sigma")
 
-    assert trajectory.panels[0].limits.x[1] == pytest.approx(1.07 * 1.5e-4)
-    assert curves.limits == pytest.approx((-0.02 * 1.5e-4, 1.05 * 1.5e-4))
+    assert trajectory.panels[0].x.limits[1] == pytest.approx(1.07 * 1.5e-4)
+    assert curves.panels[0].y.limits == pytest.approx((-0.02 * 1.5e-4, 1.05 * 1.5e-4))
 
 
 @pytest.mark.parametrize(
     ("height", "expected"),
     [
         # The band's height is 0.12 of the panel, its label's 0.08: with a level curve …
-        (0.08, ("over", "right")),  # … through the band
-        (0.17, ("inside", "right")),  # … just above it
-        (0.4, ("inside", "right")),  # … far away
+        (0.08, (True, "right")),  # … through the band
+        (0.17, (False, "right")),  # … just above it
+        (0.4, (False, "right")),  # … far away
     ],
 )
 def test_the_label_stands_where_no_curve_runs(height, expected):
@@ -220,16 +232,16 @@ def test_the_label_stands_where_no_curve_runs(height, expected):
     rows["delta_sigma"] = -0.02 + 1.07 * at
     floor = -0.02 + 1.07 * 0.12
 
-    noise = band(describe_layer_curves(with_floors(rows, floor, 0.0), "delta_sigma").panels[0])
+    noise = note(describe_layer_curves(with_floors(rows, floor, 0.0), "delta_sigma").panels[0])
 
-    assert (noise.place, noise.side) == expected
+    assert (noise.over, noise.side) == expected
 
 
 def test_the_label_changes_sides_where_curves_end_in_the_noise():
     rows = drift_rows(layers=1, modules=("q_proj",), steps=tuple(range(10, 110, 10)))
     rows["delta_sigma"] = np.linspace(1.0, 0.1, 10)
 
-    noise = band(describe_layer_curves(with_floors(rows, 0.2, 0.0), "delta_sigma").panels[0])
+    noise = note(describe_layer_curves(with_floors(rows, 0.2, 0.0), "delta_sigma").panels[0])
 
     assert noise.side == "left"
 
@@ -244,21 +256,24 @@ def test_zeros_lie_below_a_logarithmic_axis_and_are_counted(describe):
 
     assert "Below the axis: 6 values of 0." in description.caption
     for panel in description.panels:
-        curves = [c for *_, c in getattr(panel, "layers", ())]
-        curves += [c for _, c in (panel.centres if curves else panel.curves)]
-        for curve in curves:
-            assert curve.steps == (10, 20)
-            assert min(*curve.values, *curve.low) >= positive.min() > 0
-            assert all(map(math.isfinite, (*curve.values, *curve.low, *curve.high)))
+        assert all(set(steps) == {10, 20} for steps, _ in layer_curves(panel).values())
+        assert all(min(values) >= positive.min() for _, values in layer_curves(panel).values())
+        thick_lines = [m for m in of_kind(panel, Line) if m.pick is None]
+        assert thick_lines
+        for mark in (*thick_lines, *of_kind(panel, Band)):
+            assert tuple(mark.x) == (10.0, 20.0)
+            for values in (mark.y,) if isinstance(mark, Line) else (mark.low, mark.high):
+                assert finite(values)
+                assert min(values) >= positive.min() > 0
 
 
 def test_the_median_on_a_logarithmic_axis_counts_the_layers_at_zero():
     rows = drift_rows(layers=3, modules=("q_proj",), steps=(10,))
     rows["delta_sigma"] = [0.0, 1.0, 2.0]
 
-    ((_, centre),) = describe_layer_curves(rows, "delta_sigma", log=True).panels[0].centres
+    chart = describe_layer_curves(rows, "delta_sigma", log=True)
 
-    assert centre.values == (1.0,)
+    assert tuple(thick(chart, chart.panels[0], "median").y) == (1.0,)
 
 
 def test_exact_rows_do_not_keep_residuals_from_a_logarithmic_axis():
@@ -267,5 +282,18 @@ def test_exact_rows_do_not_keep_residuals_from_a_logarithmic_axis():
 
     description = describe_layer_curves(rows, "residual")
 
-    assert description.log
+    assert description.panels[0].y.log
     assert "Below the axis: 16 values of 0." in description.caption
+
+
+def test_words_keep_clear_of_lines_joined_over_gaps_as_of_lines_by_themselves():
+    x, low, high = np.array([0.0, 10.0]), np.array([0.1, 0.1]), np.array([0.9, 0.9])
+    gap = [math.nan]
+    one = [(np.concatenate([x, gap, x]), np.concatenate([low, gap, high]))]
+    two = [(x, low), (x, high)]
+
+    for floor in (0.08, 0.14, 0.5, 0.94):
+        marks = [
+            floor_marks("delta_d", [Floor(floor)], (0.0, 1.0), False, lines) for lines in (one, two)
+        ]
+        assert marks[0] == marks[1]

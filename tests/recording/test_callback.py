@@ -123,6 +123,90 @@ def test_a_sparse_log_leaves_gaps_and_no_rows_out(tmp_path: Path) -> None:
     assert frame["loss"].notna().tolist() == [False, True, False, True, False]
 
 
+def masked(rows: Tensor) -> list[dict[str, Tensor]]:
+    """Return examples of which the n-th has n tokens that are not padding."""
+    length = rows.shape[1]
+    mask = [(torch.arange(length) < 1 + n % length).long() for n in range(len(rows))]
+    return [
+        {"input_ids": row, "labels": row, "attention_mask": m}
+        for row, m in zip(rows, mask, strict=True)
+    ]
+
+
+class CountTokens(TrainerCallback):
+    """How many unmasked tokens the model was given up to each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen, self.after = 0, []
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        self.seen += int(named["attention_mask"].sum()) if model.training else 0
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.after.append(self.seen)
+
+
+def test_tokens_are_counted_where_the_trainer_leaves_padding_out(tmp_path: Path) -> None:
+    model = lora(tiny_llama())
+    count = CountTokens(model)
+    trained = trainer(
+        tmp_path / "out",
+        model,
+        SpectraCallback(tmp_path / "run"),
+        count,
+        include_num_input_tokens_seen="non_padding",
+    )
+    trained.train_dataset = masked(token_rows(seed=9, rows=40))
+    trained.train()
+    frame = Run(tmp_path / "run").read_training()
+    assert frame["step"].tolist() == [1, 2, 3, 4, 5]
+    assert frame["tokens"].tolist() == count.after
+
+
+@pytest.mark.parametrize("option", ["all", "no"])
+def test_padding_is_not_taken_for_tokens(option: str, tmp_path: Path) -> None:
+    trainer(
+        tmp_path / "out",
+        lora(tiny_llama()),
+        SpectraCallback(tmp_path / "run"),
+        include_num_input_tokens_seen=option,
+    ).train()
+    frame = Run(tmp_path / "run").read_training()
+    assert frame["loss"].notna().tolist() == [True] * STEPS
+    assert frame["tokens"].isna().all()
+
+
+def test_tokens_go_on_from_a_checkpoint_that_counted_them_and_only_from_such(
+    tmp_path: Path,
+) -> None:
+    rows = masked(token_rows(seed=9, rows=40))
+    found = {}
+    for first in ("non_padding", "no"):
+        folder, run = tmp_path / f"out-{first}", tmp_path / f"run-{first}"
+        for option, steps, checkpoint in ((first, 3, None), ("non_padding", STEPS, True)):
+            trained = trainer(
+                folder,
+                lora(tiny_llama()),
+                SpectraCallback(run, overwrite=True),
+                include_num_input_tokens_seen=option,
+                max_steps=steps,
+                save_strategy="steps",
+                save_steps=3,
+            )
+            trained.train_dataset = rows
+            trained.train(resume_from_checkpoint=checkpoint)
+        found[first] = Run(run).read_training()["tokens"]
+        assert len(found[first]) == STEPS
+    assert found["non_padding"].is_monotonic_increasing
+    # The second trainer of "no" saw the same batches, and counted those after step 3 alone.
+    assert (
+        found["non_padding"].iloc[-1]
+        == trained.state.num_input_tokens_seen + (found["non_padding"].iloc[2])
+    )
+    assert found["no"].isna().all()
+
+
 @pytest.mark.parametrize("kind", ADAPTS)
 def test_the_last_snapshot_is_the_trained_model(kind: str, tmp_path: Path) -> None:
     model = ADAPTS[kind](tiny_llama())

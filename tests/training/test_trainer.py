@@ -16,11 +16,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis import analyze
 from spectra.store import Run
 from spectra.training import trainer
+from spectra.training.data import tokenize
 from spectra.training.trainer import FINAL, train
 from tests.helpers import tiny_model_folder
 from tests.training.tiny_runs import PAIRS, STEPS, settings
@@ -125,8 +127,7 @@ def test_killed_at_any_moment_a_run_ends_like_an_undisturbed_one(
             f"""
             import json
             from spectra.training import TrainSettings
-            from spectra.training import trainer
-from spectra.training.trainer import FINAL, train
+            from spectra.training.trainer import train
             pairs = [tuple(p) for p in json.load(open({str(pairs)!r}))]
             settings = TrainSettings(**json.load(open({str(tmp_path / "settings.json")!r})))
             train({str(folder)!r}, pairs, {str(tmp_path / "killed")!r}, settings, progress=False)
@@ -141,7 +142,7 @@ from spectra.training.trainer import FINAL, train
         while process.poll() is None and not _reached(killed, after):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # and not an end of its own
         for path in killed.snapshots_path.glob("*.safetensors"):
             snapshot = Snapshot(path)  # whole, or this raises
             for matrix in snapshot.matrices:
@@ -151,7 +152,7 @@ from spectra.training.trainer import FINAL, train
     expected, found = final_weights(undisturbed), final_weights(resumed)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    columns = ["step", "loss", "grad_norm", "lr", "ortho_loss"]
+    columns = ["step", "loss", "grad_norm", "lr", "ortho_loss", "tokens"]
     pd.testing.assert_frame_equal(
         resumed.read_training()[columns], undisturbed.read_training()[columns]
     )
@@ -164,6 +165,24 @@ from spectra.training.trainer import FINAL, train
         for tensor in series[0][name]:
             assert torch.equal(series[0][name][tensor], series[1][name][tensor]), (name, tensor)
     assert (resumed.snapshots_path / BASE_FILE).is_file()
+
+
+def test_tokens_are_those_of_the_batches_without_their_padding(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """An epoch sees every example once, in whatever order: 48 in 12 steps of 2 × 2."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    lengths = [len(example["input_ids"]) for example in tokenize(PAIRS, tokenizer, 64)]
+    assert len(set(lengths)) > 1  # so that there is padding
+
+    rows = train(
+        model_folder, PAIRS, tmp_path / "run", settings("lora", max_steps=24), progress=False
+    ).read_training()
+
+    tokens = rows.set_index("step")["tokens"]
+    assert [tokens[12], tokens[24]] == [sum(lengths), 2 * sum(lengths)]
+    of_a_step = tokens.diff().dropna()
+    assert of_a_step.between(4 * min(lengths), 4 * max(lengths)).all()
 
 
 def _reached(run: Run, step: int) -> bool:
