@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import re
@@ -227,7 +228,9 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
             continue
         # A word longer than a line is broken where the line ends.
         while not fits(word) and len(word) > 1:
-            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+            end = max(
+                1, bisect.bisect(range(1, len(word)), False, key=lambda n: not fits(word[:n]))
+            )
             lines.append(word[:end])
             word = word[end:]
         lines.append(word)
