@@ -63,7 +63,8 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 def a_row_an_index(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row a singular value, its index counted from 1."""
     known = [name for name in _BY_INDEX if name in rows and rows[name].notna().all()]
-    index = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
+    counted = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
+    index = pd.Series(counted, index=rows.index, dtype=object)
     keys = rows.drop(columns=[name for name in _ARRAYS if name in rows])
     return keys.assign(index=index, **rows[known]).explode(["index", *known])
 

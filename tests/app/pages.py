@@ -24,7 +24,7 @@ HOSTILE = "<img src=x onerror=alert(1)> **bold** $x$ :red[r] [a](http:b) %{x}"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def write_run(

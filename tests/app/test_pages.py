@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -77,7 +78,7 @@ def test_one_run_is_drawn_with_all_that_is_taken_along(tmp_path, page):
 
     assert not test.exception and not test.error
     assert len(drawn(test)) == 1
-    kinds = [button.label for button in test.get("download_button")]
+    kinds = [button.proto.label for button in test.get("download_button")]
     assert kinds == ["PDF", "SVG", "PGF", "PNG", "CSV"]
     assert "spectra plot" in test.code[-1].value
 
@@ -429,7 +430,7 @@ def test_a_page_of_one_run_begins_with_the_chosen_and_leaves_them_chosen(tmp_pat
 @pytest.mark.parametrize("page", EVERY_PAGE)
 def test_unknown_values_in_a_link_are_ignored(tmp_path, page):
     write_run(tmp_path, "a", arrays=True)
-    nonsense = dict.fromkeys(
+    nonsense: dict[str, Any] = dict.fromkeys(
         ("run", "axes", "column", "overlay", "view", "preset", "until", "step", "layer", "scale"),
         "no such",
     )
@@ -522,7 +523,7 @@ def test_the_overview_shows_a_sweeps_progress(tmp_path):
 def test_ticked_runs_open_on_another_page(tmp_path, monkeypatch):
     for name in "abc":
         write_run(tmp_path, name)
-    ticked = {"selection": {"rows": []}}
+    ticked: dict[str, dict[str, list[int]]] = {"selection": {"rows": []}}
     dataframe = st.dataframe
 
     def tick(frame, *, on_select="ignore", **options):
