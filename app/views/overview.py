@@ -9,6 +9,8 @@ from dashboard_parts import open_root
 from dashboard_summaries import modules_of, summarise
 
 _ALL = "all matrices"
+_ROWS_SHOWN = 25
+"""A longer table scrolls by itself."""
 _STATES = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
 
 listing = open_root(
@@ -47,24 +49,23 @@ table = pd.DataFrame(rows)
 nothing = [name for name in ("problem", "recorded", "base") if not table[name].any()]
 table = table.drop(columns=nothing)
 
-highest = max((max(row["drift_path"], default=0.0) for row in rows), default=0.0)
 number, line = st.column_config.NumberColumn, st.column_config.LineChartColumn
 chosen = st.dataframe(
     table,
     hide_index=True,
+    height="content" if len(rows) <= _ROWS_SHOWN else "auto",
     key="overview-table",
     on_select="rerun",
     selection_mode="multi-row",
     alt="A row a run: its state, drift, loss and steps.",
     column_config={
         "run": st.column_config.TextColumn("run", pinned=True),
-        # One scale for all runs, so that the lines can be compared.
+        # A scale a run: on a common one, the run that moves most leaves the others flat.
         "drift_path": line(
             "ΔD curve",
             width="small",
             y_min=0.0,
-            y_max=highest or 1.0,
-            help="Mean ΔD; every run has the same scale, from 0.",
+            help="Mean ΔD over the steps, from 0; every run has its own scale.",
         ),
         "delta_d": number("ΔD", format="%.3g", help="Mean ΔD of the last step, 0 to 1."),
         "delta_sigma": number(
@@ -101,7 +102,6 @@ with st.container(horizontal=True):
 
 if listing.sweeps:
     st.caption("Sweeps, and how many of their runs are where:")
-for sweep in listing.sweeps:
-    st.text(f"{one_line(sweep.label)}: {sweep.progress}")
+    st.text("\n".join(f"{one_line(sweep.label)}: {sweep.progress}" for sweep in listing.sweeps))
 for problem in listing.problems:
     st.warning(f"A sweep is not shown as one: {escape(problem)}")
