@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import re
@@ -227,7 +228,9 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
             continue
         # A word longer than a line is broken where the line ends.
         while not fits(word) and len(word) > 1:
-            end = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+            end = max(
+                1, bisect.bisect(range(1, len(word)), False, key=lambda n: not fits(word[:n]))
+            )
             lines.append(word[:end])
             word = word[end:]
         lines.append(word)
@@ -260,8 +263,11 @@ def broken(label: str, room: float, preset: Preset) -> list[str]:
     if text_width(label, preset, preset.size) <= room:
         return [label]
     symbol, bracket, unit = label.rpartition(" (")
-    parts = [symbol, f"({unit}"] if bracket else [label]
-    return [line for part in parts for line in wrap(part, room, preset, preset.size)]
+    if not bracket:
+        return wrap(label, room, preset, preset.size, most=2)
+    return [
+        line for part in (symbol, f"({unit}") for line in wrap(part, room, preset, preset.size, 2)
+    ]
 
 
 def _title_lines(panel: Panel, width: float, preset: Preset) -> int:
