@@ -127,7 +127,12 @@ def test_every_page_draws_its_figure(demo: str, fresh: MakeContext) -> None:
 @pytest.mark.parametrize(
     ("path", "label", "option", "link"),
     [
-        ("trajectories?run=lora&run=sorsa&module=q_proj", "Axes", "each panel its own", {"axes": ["free"]}),
+        (
+            "trajectories?run=lora&run=sorsa&module=q_proj",
+            "Axes",
+            "each panel its own",
+            {"axes": ["free"]},
+        ),
         ("spectrum?layers=0-5", "View", "cumulative energy Σσ²", {"view": ["energy"]}),
         ("compare?steps=2-", "Aligned by", "training loss", {"by": ["loss"]}),
     ],
