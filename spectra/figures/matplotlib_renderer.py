@@ -232,7 +232,7 @@ def _legend(figure: Figure, chart: Chart, sheet: Sheet) -> None:
     ]  # fmt: skip
     legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=sheet.legend_columns,
-        handlelength=2.6, handletextpad=0.6, columnspacing=1.2, labelspacing=0.25,
+        handlelength=3.0, handletextpad=0.6, columnspacing=1.2, labelspacing=0.25,
         borderaxespad=0.2, borderpad=0.2,
     )  # fmt: skip
     for text, entry in zip(legend.get_texts(), chart.entries, strict=True):
