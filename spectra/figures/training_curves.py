@@ -179,7 +179,11 @@ def describe_training(
         entries=run_entries([title for _, title, _ in runs]),
         reading=_reading(filled, against),
         caption=_join(
-            *_smoothing_sentences({c: windows[c] for c in filled}, averaged),
+            *(
+                [_averaging_sentence({c: windows[c] for c in (against, *filled)})]
+                if averaged
+                else _smoothing_sentences({c: windows[c] for c in filled})
+            ),
             thinning_sentence("Lines through", kept, most),
             f"Not recorded: {', '.join(empty)}." if empty else "",
             *notes,
@@ -246,22 +250,23 @@ def _window(rows: pd.DataFrame) -> int:
     return 1 if longest <= _SMOOTH_ABOVE else longest // (_SMOOTH_ABOVE // 2)
 
 
-def _smoothing_sentences(windows: dict[str, int], averaged: bool) -> list[str]:
-    """Say what the lines are means of; `averaged` where the horizontal axis is, too."""
+def _smoothing_sentences(windows: dict[str, int]) -> list[str]:
+    """Say what the strong lines are means of, and the faint ones the record of."""
     alike = len(set(windows.values())) == 1
     sentences = []
     for column, window in windows.items():
         if window > 1:
             symbol = "" if alike else f"{label_of(column).symbol}: "
-            if averaged:
-                sentences.append(f"{symbol}Means of {window} recorded steps, on both axes.")
-            else:
-                sentences.append(
-                    f"{symbol}Strong: mean of {window} recorded steps; faint: every one."
-                )
+            sentences.append(f"{symbol}Strong: mean of {window} recorded steps; faint: every one.")
             if alike:
                 break
     return sentences
+
+
+def _averaging_sentence(windows: dict[str, int]) -> str:
+    """Say what is averaged where the horizontal axis is."""
+    means = [f"{label_of(c).symbol} {window}" for c, window in windows.items() if window > 1]
+    return f"Means of so many recorded steps: {', '.join(means)}."
 
 
 def _running_mean(values: Floats, window: int) -> Floats:

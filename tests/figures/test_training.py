@@ -110,7 +110,9 @@ def test_a_noisy_horizontal_axis_is_averaged_like_the_vertical_one():
 
     x = thick(against_loss, against_loss.panels[0], "sorsa").x
     assert np.std(np.diff(x)) < np.std(np.diff(rows["loss"])) / 3
-    assert against_loss.caption == "Means of 10 recorded steps, on both axes."
+    assert against_loss.caption == (
+        "Means of so many recorded steps: training loss 10, gradient norm 10."
+    )
     assert not faint(against_loss, against_loss.panels[0], "sorsa")
     exact = thick(against_tokens, against_tokens.panels[0], "sorsa").x
     assert tuple(exact) == tuple(rows["tokens"])
