@@ -32,7 +32,7 @@ from spectra.figures.chart import (
     Zone,
 )
 from spectra.figures.matplotlib_renderer import draw
-from spectra.figures.paper_layout import columns_for, plan, text_width, thinned, wrap
+from spectra.figures.paper_layout import columns_for, plain, plan, text_width, thinned, wrap
 from spectra.figures.paper_marks import cell_edges
 from spectra.figures.tex import escape
 from tests.figures.charts import every_mark, heat_of, many_runs, overlaid
@@ -486,6 +486,7 @@ def test_symbols_of_axes_have_their_indices_and_names_keep_theirs():
 
     assert figure.axes[0].get_xlabel() == "κ (σₘₐₓ/σₘᵢₙ of Wₜ)"
     assert figure.axes[0].get_title() == "W_t of q_proj"
+    assert plain("‖U_pᵀU_p − I‖ of W_0, |U_0ᵀV_t|") == "‖UₚᵀUₚ − I‖ of W_0, |U₀ᵀVₜ|"
     assert figure.legends[0].get_texts()[0].get_text() == "W_0"
 
 
