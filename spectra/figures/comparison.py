@@ -387,7 +387,7 @@ def _marks(groups: Sequence[_Group], module: str, scale: Scale) -> list[Mark]:
     for i, group in enumerate(groups):
         found = group.spreads.get(module)
         if found is not None and found.sd is not None:
-            low, high = band_on(*_sides(found), scale)
+            low, high = band_on(found.mean - found.sd, found.mean + found.sd, scale)
             marks.append(Band(found.x, low, high, Ink("run", i), 0.18, entry=f"group{i}"))
     for i, group in enumerate(groups):
         found = group.spreads.get(module)

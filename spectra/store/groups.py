@@ -167,7 +167,7 @@ def _describe(runs: Sequence[Run]) -> Iterator[_Described]:
             yield _Described(run, name, method)
             continue
         base = stored.get("base")
-        flat = _flat({"base": base.get("name") if isinstance(base, Mapping) else base} | settings)
+        flat = _flat({"base": base.get("name") if isinstance(base, Mapping) else base, **settings})
         seeds = [flat[key] for key in _SEEDS if isinstance(flat.get(key), int)]
         kept = {k: v for k, v in flat.items() if k not in _APART}
         yield _Described(run, name, method, seeds[0] if seeds else None, kept)
