@@ -158,7 +158,7 @@ def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> list
     once = []
     first = chart.panels[0]
     y_outside, x_outside = named_outside(chart)
-    broken_x = [broken(p.x.label, sheet.panel_width + OVERHANG, sheet.preset) for p in chart.panels]
+    broken_x = [broken(p.x.label, sheet.name_width, sheet.preset) for p in chart.panels]
     broken_y = [
         broken(p.y.label, sheet.panel_height + 2 * OVERHANG, sheet.preset) for p in chart.panels
     ]

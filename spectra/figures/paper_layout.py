@@ -52,6 +52,8 @@ class Sheet:
     bar_below : bool
         Whether the colour bar lies below the panels.
     legend_columns : int
+    name_width : float
+        Room for the name of a horizontal axis.
     x_once : float
         Height of the one name that all horizontal axes share where it is too long to stand at
         each; 0 otherwise.
@@ -68,6 +70,7 @@ class Sheet:
     caption: tuple[str, ...]
     bar_below: bool
     legend_columns: int
+    name_width: float
     x_once: float
 
 
@@ -91,7 +94,9 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     )
     line = preset.small * 1.25 / 72
     tick_line, name_line = line + 0.06, preset.size * 1.25 / 72 + 0.03
-    names = max(len(broken(p.x.label, panel_width + OVERHANG, preset)) for p in chart.panels)
+    # A name may reach under the ticks of the next panel.
+    name_width = panel_width + OVERHANG + 0.8 * own_side
+    names = max(len(broken(p.x.label, name_width, preset)) for p in chart.panels)
     x_once = at_bottom and columns > 1 and names > 1 and not (has_bar and bar_below)
     foot_names = 1 if x_once else names
     own_foot = (0.0 if chart.link_x else tick_line) + (0.0 if at_bottom else names * name_line)
@@ -119,6 +124,7 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         caption=tuple(lines),
         bar_below=bar_below,
         legend_columns=legend_columns,
+        name_width=name_width,
         x_once=once,
     )
 
