@@ -9,8 +9,7 @@ from dashboard_parts import open_root
 from dashboard_summaries import modules_of, summarise
 
 _ALL = "all matrices"
-_ROWS_SHOWN = 25
-"""A longer table scrolls by itself."""
+_ROWS_SHOWN = 25  # a longer table scrolls by itself
 _STATES = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
 
 listing = open_root(

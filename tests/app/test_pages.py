@@ -482,6 +482,14 @@ def test_nothing_chosen_is_said(tmp_path):
 # Overview
 
 
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_a_page_shows_nothing_that_it_does_not_mean_to(tmp_path, page):
+    write_run(tmp_path, "a", arrays=True)
+
+    # Streamlit shows a string that stands alone in a script, such as a constant's docstring.
+    assert [element.value for element in open_page(tmp_path, page).markdown] == []
+
+
 def test_the_overview_tells_where_every_run_stands(tmp_path):
     run = write_run(tmp_path, "a", steps=(10, 20), noise=True)
     run.update_settings(base={"name": "some/model"})
