@@ -415,16 +415,29 @@ def test_a_page_of_one_run_begins_with_the_chosen_and_leaves_them_chosen(tmp_pat
         write_run(tmp_path, name, arrays=True)
     test = open_page(tmp_path, run=["b", "c"])
 
-    test.query_params.clear()  # as Streamlit does when the page changes
     test.switch_page("views/matrix.py").run()
     assert test.selectbox(key="choice-one run").value == "b"
     assert dict(test.query_params)["run"] == "b"
 
     test.selectbox(key="choice-one run").set_value("a").run()
     assert test.selectbox(key="choice-one run").value == "a"
-    test.query_params.clear()
     test.switch_page("views/trajectories.py").run()
     assert choice(test, "run") == ["b", "c"]
+
+
+def test_the_run_of_one_view_does_not_narrow_the_runs_of_another(tmp_path):
+    for name in "abc":
+        write_run(tmp_path, name)
+    test = open_page(tmp_path, "layers", run="b")
+
+    test.radio(key="choice-view").set_value("curves").run()
+    assert choice(test, "run") == ["a", "b", "c"]
+    test.multiselect(key="choice-run").set_value(["a", "c"]).run()
+    assert dict(test.query_params) == {"view": "curves", "run": ["a", "c"]}
+
+    test.radio(key="choice-view").set_value("map").run()
+    assert test.selectbox(key="choice-one run").value == "b"
+    assert dict(test.query_params) == {"run": "b"}
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE)
