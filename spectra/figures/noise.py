@@ -335,10 +335,11 @@ def _emptiest(
 
 def _joined(lines: Lines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return all lines as one, with a gap after each."""
-    xs, ys = [], []
+    xs: list[NDArray[np.float64]] = []
+    ys: list[NDArray[np.float64]] = []
     for x, y in lines:
-        xs += [np.asarray(x, dtype=float), [math.nan]]
-        ys += [np.asarray(y, dtype=float), [math.nan]]
+        xs += [np.asarray(x, dtype=float), np.array([math.nan])]
+        ys += [np.asarray(y, dtype=float), np.array([math.nan])]
     return (np.concatenate(xs), np.concatenate(ys)) if xs else (np.empty(0), np.empty(0))
 
 

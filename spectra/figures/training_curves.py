@@ -153,8 +153,9 @@ def describe_training(
             elif windows[column] > 1:
                 at = _extremes(y, budget // 3)
                 faint.append(Line(x[at], y[at], Ink("run", i), 0.5, opacity=0.3, entry=f"run {i}"))
-            at = np.isin(steps, thin_steps(steps, 1, budget // (3 if windows[column] > 1 else 1)))
-            most, kept = max(most, len(steps)), max(kept, int(at.sum()))
+            thinned = thin_steps(steps, 1, budget // (3 if windows[column] > 1 else 1))
+            at = np.flatnonzero(np.isin(steps, thinned))
+            most, kept = max(most, len(steps)), max(kept, len(at))
             hover: tuple[tuple[str, Floats], ...] = ()
             if against != "step":
                 hover = (("step", steps[at]),)

@@ -40,7 +40,7 @@ def level(panel: Panel) -> float | None:
 def corner(panel: Panel) -> tuple[float, float] | None:
     """ΔΣ and ΔD up to which a trajectory's panel is grey; 0 where a strip runs through it."""
     found = zone(panel)
-    return found and (found.x[1] or 0.0, found.y[1] or 0.0)
+    return None if found is None else (found.x[1] or 0.0, found.y[1] or 0.0)
 
 
 def two_runs(first, second):
@@ -260,11 +260,13 @@ def test_zeros_lie_below_a_logarithmic_axis_and_are_counted(describe):
         assert all(min(values) >= positive.min() for _, values in layer_curves(panel).values())
         thick_lines = [m for m in of_kind(panel, Line) if m.pick is None]
         assert thick_lines
-        for mark in (*thick_lines, *of_kind(panel, Band)):
-            assert tuple(mark.x) == (10.0, 20.0)
-            for values in (mark.y,) if isinstance(mark, Line) else (mark.low, mark.high):
-                assert finite(values)
-                assert min(values) >= positive.min() > 0
+        bands = of_kind(panel, Band)
+        drawn = [(m.x, m.y) for m in thick_lines]
+        drawn += [(m.x, y) for m in bands for y in (m.low, m.high)]
+        for x, y in drawn:
+            assert tuple(x) == (10.0, 20.0)
+            assert finite(y)
+            assert min(y) >= positive.min() > 0
 
 
 def test_the_median_on_a_logarithmic_axis_counts_the_layers_at_zero():

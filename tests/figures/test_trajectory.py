@@ -25,7 +25,7 @@ from tests.figures.rows import METHODS, drift_rows, four_methods
 def corner(panel):
     """ΔΣ and ΔD of the noise floor, 0 where a strip runs through; None without any."""
     found = zone(panel)
-    return found and (found.x[1] or 0.0, found.y[1] or 0.0)
+    return None if found is None else (found.x[1] or 0.0, found.y[1] or 0.0)
 
 
 def step_colours(panel):
