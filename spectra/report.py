@@ -4,47 +4,97 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from spectra import figures
-from spectra.store import Run, read_runs, whole_file
+from spectra.figures import Chart
+from spectra.report_page import Drawing, Section, page, paragraph, table
+from spectra.store import Run, group_labels, regularized_pairs, run_names, whole_file
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1180px;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
-.how { color: #555; }
-"""
+TITLE = "What fine-tuning did to the singular spectrum"
 
-_HOW = {
-    "trajectory": "Each number is a layer at one recorded step: further right, its singular "
-    "values changed more (ΔΣ); further up, its singular vectors turned more (ΔD). Thick: the mean "
-    "over layers.",
-    "training": "Training loss (nats per token) and the norm of the task's gradient, step by step.",
-    "kappa": "Condition number σ_max/σ_min of each weight; the line is the median or mean "
-    "over layers, the band all of them.",
+# As many as one figure shows; more are drawn in several.
+_MOST_PANELS = 16
+_UNANALYSED = "Nothing to draw: none of the runs is analysed. `spectra analyze RUN` computes it."
+_UNTRAINED = (
+    "Nothing to draw: none of the runs recorded its training. A run does when trained by "
+    "`spectra train`, or passed to Recorder.step."
+)
+_HEADS = {
+    "delta_sigma": "mean ΔΣ",
+    "delta_d": "mean ΔD",
+    "kappa": "median κ",
+    "loss": "training loss",
+    "perplexity": "perplexity",
+    "perplexity_other": "perplexity, other text",
+    "gsm8k": "GSM8K",
 }
+_WORDS = ("run", "group", "method", "module", "state", "base")
 
 
-def write_report(runs: Sequence[Run], path: Path | str, notes: Sequence[str] = ()) -> Path:
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that the report does not show, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class _Material:
+    """What was read of the runs that can be read."""
+
+    runs: list[Run] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    drifts: list[pd.DataFrame] = field(default_factory=list)
+    trainings: list[pd.DataFrame] = field(default_factory=list)
+    spectra: list[pd.DataFrame] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def drift(self) -> pd.DataFrame:
+        return _joined(self.drifts)
+
+    @property
+    def training(self) -> pd.DataFrame:
+        return _joined(self.trainings)
+
+    @property
+    def spectrum(self) -> pd.DataFrame:
+        return _joined(self.spectra)
+
+
+def write_report(
+    runs: Sequence[Run],
+    path: Path | str,
+    notes: Sequence[str] = (),
+    *,
+    left_out: Sequence[LeftOut] = (),
+) -> Path:
     """Write figures, final values and provenance of `runs` as one HTML file.
+
+    The file opens without a network, in light or dark as the reader's system is, and is the same
+    for the same data, byte for byte. Besides about 5 MB of Plotly it holds each figure twice.
 
     Parameters
     ----------
     runs : sequence of Run
-        Analysed runs.
+        One that cannot be read is named with the reason, and the others are shown.
     path : Path or str
-        The file; it opens without a network.
+        The file.
     notes : sequence of str
         Paragraphs for the top of the page.
+    left_out : sequence of LeftOut
+        Runs that were asked for and not even found, to be named too.
 
     Returns
     -------
@@ -54,47 +104,199 @@ def write_report(runs: Sequence[Run], path: Path | str, notes: Sequence[str] = (
     Raises
     ------
     ValueError
-        If no run has drift rows.
+        If no run can be read.
     OSError
         If the file cannot be written.
     """
-    drift = read_runs(runs, "drift")
-    training = read_runs(runs, "training")
-    drawn: list[tuple[str, str, Any]] = [
-        ("Trajectories", _HOW["trajectory"], figures.trajectory(drift)),
-        ("Condition numbers", _HOW["kappa"], figures.curves(drift, "kappa", overlay=True)),
-    ]
-    if training["loss"].notna().any():
-        drawn.insert(1, ("Training", _HOW["training"], figures.training(training)))
-    parts = ["<h1>What fine-tuning did to the singular spectrum</h1>"]
-    parts += [f"<p>{html.escape(note)}</p>" for note in notes]
-    for number, (title, how, figure) in enumerate(drawn):
-        # The library is embedded once, with the first figure.
-        drawing = figure.to_html(
-            full_html=False, include_plotlyjs=number == 0, config=figures.SCREEN_CONFIG
-        )
-        parts.append(f'<h2>{title}</h2><p class="how">{html.escape(how)}</p>{drawing}')
-    parts.append(
-        "<h2>At the last step: mean ΔΣ and ΔD over the layers, median κ</h2>" + _table(drift)
-    )
-    parts.append("<h2>Provenance</h2>")
-    for run in runs:
-        settings = json.dumps(run.read_settings(), indent=2, ensure_ascii=False)
-        parts.append(
-            f"<details><summary>{html.escape(run.name)}</summary>"
-            f"<pre>{html.escape(settings)}</pre></details>"
-        )
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Spectra</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>"
-    )
+    material = _read(runs)
+    material.left_out[:0] = left_out
+    if not material.runs:
+        reasons = " ".join(f"{one.name}: {one.reason}" for one in material.left_out)
+        raise ValueError(f"None of the runs can be read. {reasons}".strip())
+    text = page(TITLE, _introduction(material, notes), list(_sections(material)))
     path = Path(path)
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def _table(drift: pd.DataFrame) -> str:
-    return figures.final_values(drift).to_html(
-        index=False, escape=True, float_format=lambda v: f"{v:.4g}", border=0
+def _read(runs: Sequence[Run]) -> _Material:
+    found = _Material()
+    for run, name in zip(runs, run_names(runs), strict=True):
+        try:
+            settings, state = run.read_settings(), run.state
+            drift, training = run.read_drift(), run.read_training()
+            spectrum = pd.DataFrame()
+            if not drift.empty:
+                spectrum = run.read_spectrum(step=int(drift["step"].max()))
+        except (OSError, ValueError, KeyError) as error:
+            found.left_out.append(LeftOut(name, str(error)))
+            continue
+        found.runs.append(run)
+        found.names.append(name)
+        found.settings.append(settings)
+        found.states.append(state)
+        found.drifts.append(drift.assign(run=name))
+        found.trainings.append(training.assign(run=name))
+        found.spectra.append(spectrum.assign(run=name))
+    return found
+
+
+def _sections(material: _Material) -> Iterator[Section]:
+    drift, training, spectrum = material.drift, material.training, material.spectrum
+    labels = group_labels(material.runs)
+    yield _panels("trajectories", "Trajectories", drift, figures.describe_trajectory, False)
+    yield _panels("layers", "Layers: ΔD over the steps", drift, figures.describe_heatmap, True)
+    yield _one("conditioning", "Conditioning", drift, figures.describe_conditioning)
+    if pairs := regularized_pairs(material.runs):
+        title = "Condition with and without the regularizer"
+        yield _one("ratio", title, drift, figures.describe_kappa_ratio, pairs)
+    if len(material.runs) > 1:
+        describe = partial(figures.describe_compare, groups=labels)
+        yield _one("compare", "Methods compared", drift, describe, training)
+    yield _one("training", "Training", training, figures.describe_training, nothing=_UNTRAINED)
+    title = "Spectrum at the last step"
+    yield _panels("spectrum", title, spectrum, figures.describe_spectrum, True)
+    yield _values(drift, training, labels)
+    yield _provenance(material)
+
+
+def _panels(
+    key: str, title: str, rows: pd.DataFrame, describe: Callable[..., Chart], per_module: bool
+) -> Section:
+    """Return a section of a panel a run, or a run and module, in as many figures as it takes."""
+    if rows.empty:
+        return Section(key, title, problem=_UNANALYSED)
+    drawings, problems = [], []
+    for heading, modules, piece in _pieces(rows, per_module):
+        try:
+            drawings.append(Drawing(describe(piece, modules=modules), heading))
+        except ValueError as error:
+            problems.append(f"{heading}: {error}" if heading else str(error))
+    return Section(key, title, tuple(drawings), " ".join(problems))
+
+
+def _one(
+    key: str,
+    title: str,
+    rows: pd.DataFrame,
+    describe: Callable[..., Chart],
+    *more: Any,
+    nothing: str = "",
+) -> Section:
+    """Return a section of one figure."""
+    if rows.empty:
+        return Section(key, title, problem=nothing or _UNANALYSED)
+    try:
+        return Section(key, title, (Drawing(describe(rows, *more)),))
+    except ValueError as error:
+        return Section(key, title, problem=str(error))
+
+
+def _pieces(
+    rows: pd.DataFrame, per_module: bool
+) -> Iterator[tuple[str, list[str] | None, pd.DataFrame]]:
+    """Yield a heading, the modules and the rows of each figure that a section needs."""
+    runs = list(dict.fromkeys(rows["run"]))
+    modules = sorted(set(rows["module"].dropna())) if per_module else [""]
+    if len(runs) * len(modules) <= _MOST_PANELS:
+        yield "", None, rows
+        return
+    for module in modules:
+        for start in range(0, len(runs), _MOST_PANELS):
+            some = runs[start : start + _MOST_PANELS]
+            last = start + len(some)
+            numbers = f"runs {start + 1} to {last}" if len(some) > 1 else f"run {last}"
+            if len(runs) == len(some):
+                numbers = ""
+            heading = ", ".join(part for part in (module, numbers) if part)
+            yield heading, [module] if module else None, rows[rows["run"].isin(some)]
+
+
+def _values(drift: pd.DataFrame, training: pd.DataFrame, labels: Mapping[str, str]) -> Section:
+    if drift.empty:
+        return Section("values", "Final values", problem=_UNANALYSED)
+    parts, problem = [], ""
+    try:
+        ends = figures.final_values(drift)
+        reading = (
+            "At the last step of each run: mean ΔΣ (unit of the weights) and ΔD (0 = base) over "
+            "the layers, and the median condition number κ."
+        )
+        parts += [paragraph(reading, "how"), _table("Final values of every run", ends)]
+        if len(set(labels.values())) < len(labels):
+            means = figures.comparison_table(drift, training, labels)
+            told = "Means over the seeds, ± one standard deviation of the sample."
+            parts += [paragraph(told, "how"), _table("Means over the seeds", means)]
+    except ValueError as error:
+        problem = str(error)
+    return Section("values", "Final values", problem=problem, body="".join(parts))
+
+
+def _table(caption: str, values: pd.DataFrame) -> str:
+    shown = [c for c in values if not str(c).endswith("_sd")]
+    rows = [
+        [_cell(row, str(column)) for column in shown] for row in values.to_dict(orient="records")
+    ]
+    words = [i for i, column in enumerate(shown) if column in _WORDS]
+    return table(caption, [_HEADS.get(str(c), str(c)) for c in shown], rows, words)
+
+
+def _cell(row: Mapping[Any, Any], column: str) -> str:
+    value, spread = row[column], row.get(f"{column}_sd")
+    if isinstance(value, str):
+        return value
+    if value is None or pd.isna(value):
+        return "–"
+    text = _number(value)
+    known = spread is not None and not pd.isna(spread)
+    return f"{text} ± {float(spread):.2g}" if known else text
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "∞"
+    return f"{int(value)}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _introduction(material: _Material, notes: Sequence[str]) -> str:
+    parts = [paragraph(note) for note in notes]
+    count = len(material.runs)
+    parts.append(
+        paragraph(
+            f"{count} run{'s' if count > 1 else ''}. Every figure is interactive: point at a mark "
+            "to read it, drag to enlarge, double-click to go back, click on the legend to hide.",
+            "how",
+        )
     )
+    rows = []
+    for name, settings, state, drift in zip(
+        material.names, material.settings, material.states, material.drifts, strict=True
+    ):
+        base = settings.get("base") or {}
+        steps = str(int(drift["step"].max())) if not drift.empty else "not analysed"
+        model = base.get("name", "") if isinstance(base, dict) else str(base)
+        rows.append(
+            [name, str(settings.get("method") or "unknown"), state, str(model or "–"), steps]
+        )
+    head = ["run", "method", "state", "base", "last step"]
+    parts.append(table("Runs of this report", head, rows, [0, 1, 2, 3]))
+    parts += [paragraph(f"Left out: {one.name}. {one.reason}", "none") for one in material.left_out]
+    return "".join(parts)
+
+
+def _provenance(material: _Material) -> Section:
+    parts = [
+        f"<details><summary>{html.escape(name)}</summary>"
+        f"<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre></details>\n"
+        for name, settings in zip(material.names, material.settings, strict=True)
+    ]
+    told = (
+        "What run.json of every run says: settings, base, data, seed and versions of the software."
+    )
+    return Section("provenance", "Provenance", body=paragraph(told, "how") + "".join(parts))
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [one for one in tables if not one.empty]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()

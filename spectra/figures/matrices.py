@@ -234,7 +234,7 @@ def _change_panel(found: Matrix, change: Floats) -> Panel:
         marks.append(Zone(y=(-noise, noise)))
     marks += [Rule(y=0.0, dash="solid"), _line(change, _TRAINED, "change", 0.9)]
     axis = Axis("σ_t − σ_0", "change", (low, high))
-    return Panel("change of singular values", _index(found), axis, tuple(marks))
+    return Panel("change of values", _index(found), axis, tuple(marks))
 
 
 def _overlap_panel(found: Matrix, shaded: NDArray[np.bool_]) -> Panel:
@@ -274,14 +274,13 @@ def _turn_panel(found: Matrix, shaded: NDArray[np.bool_]) -> Panel:
                 ),
                 y=largest_turn(found)[at] * (limits[1] / limits[0]) ** 0.035,
                 texts=tuple("–".join(str(i + 1) for i in _ends(group)) for group in names),
-                # The end of this map stands out on either ground.
-                places=np.ones(len(at)),
-                map="size",
+                places=np.zeros(len(at)),
                 size=6.0,
+                ink=Ink("text"),
             )
         )
     axis = Axis("1 − overlap", "1 − overlap", limits, log=True)
-    return Panel("how far each vector turned", _index(found), axis, tuple(marks))
+    return Panel("turn of each vector", _index(found), axis, tuple(marks))
 
 
 def _leading_panels(found: Matrix) -> Iterator[Panel]:

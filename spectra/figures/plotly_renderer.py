@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from spectra.figures import style
 from spectra.figures.chart import Chart, Entry, Ink, Inset
 from spectra.figures.screen_axes import colour_axis, dress, named
+from spectra.figures.screen_hover import text
 from spectra.figures.screen_layout import (
     BUTTONS,
     FONT,
@@ -22,7 +23,7 @@ from spectra.figures.screen_layout import (
     plan,
     title_lines,
 )
-from spectra.figures.screen_marks import GREY, Place, draw_marks, ground, shades_for, text
+from spectra.figures.screen_marks import GREY, Place, draw_marks, ground, shades_for
 
 
 def draw(chart: Chart, dark: bool = False) -> go.Figure:

@@ -7,8 +7,9 @@ from typing import Any
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, ColourBar
+from spectra.figures.screen_hover import text
 from spectra.figures.screen_layout import FONT_SIZE, SMALL_FONT_SIZE, broken
-from spectra.figures.screen_marks import bar_limits, text
+from spectra.figures.screen_marks import bar_limits
 
 _TICK_PIXELS = {"x": 54, "y": 40}
 # Of fewer decades a value is not read by the powers of ten.

@@ -1,13 +1,8 @@
-"""Marks of a panel as Plotly's traces, shapes and annotations, all plain dictionaries.
-
-Names of runs and modules are data. `text` makes of them what Plotly shows as it stands; raw they
-only travel in ``customdata[0]`` and ``[1]``, to which no template refers.
-"""
+"""Marks of a panel as Plotly's traces, shapes and annotations, all plain dictionaries."""
 
 from __future__ import annotations
 
 import functools
-import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +16,8 @@ from spectra.figures.chart import (
     Axis,
     Band,
     ColourBar,
-    Floats,
     Frame,
     Heat,
-    Hover,
     Ink,
     Line,
     Map,
@@ -32,12 +25,11 @@ from spectra.figures.chart import (
     Note,
     Numbers,
     Panel,
-    Pick,
     Rule,
     Zone,
 )
+from spectra.figures.screen_hover import PICKED, joined, readable, reading, shared, text, told
 from spectra.figures.screen_layout import PIXELS_PER_POINT
-from spectra.figures.selection import clean
 
 # Beyond the panel's edge by this many of its widths: further than anyone zooms out.
 _FAR = 1000.0
@@ -48,8 +40,6 @@ _RIM = 2.0
 _MARKER = 7
 # Plotly selects markers and texts only. Of these it draws one and yet finds all.
 _UNSEEN = {"opacity": 0, "size": 10, "maxdisplayed": 1}
-# customdata begins with run, module, layer and step.
-_PICKED = 4
 # Measured in Chromium on two cores: 20,000 points are drawn in 0.4 s as 640 traces, in 0.27 s as
 # 160, in 0.17 s as 40; as scattergl in software in 1.5 s.
 _MOST_TRACES = 160
@@ -90,14 +80,6 @@ class Place:
 def ground(dark: bool) -> str:
     """Return the colour behind everything."""
     return "#0e1117" if dark else "#ffffff"
-
-
-def text(name: str, whole: bool = False) -> str:
-    """Return text that Plotly shows as it stands.
-
-    Plotly reads tags everywhere, and ``%{…}`` in what a pointer shows.
-    """
-    return html.escape(name if whole else clean(name), quote=False).replace("%{", "%&#123;")
 
 
 def draw_marks(place: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
@@ -174,8 +156,8 @@ def _lines(lines: Sequence[Line], place: Place) -> list[dict[str, Any]]:
     symbol = first.marker or ("circle" if len(first.x) == 1 else "")
     width = first.width * PIXELS_PER_POINT
     common = _scatter(place, first.entry) | {
-        "x": _joined([line.x for line in lines]),
-        "y": _joined([line.y for line in lines]),
+        "x": joined([line.x for line in lines]),
+        "y": joined([line.y for line in lines]),
         "mode": ("lines+markers" if symbol else "lines") if first.width else "markers",
     }
     traces = []
@@ -196,113 +178,13 @@ def _lines(lines: Sequence[Line], place: Place) -> list[dict[str, Any]]:
     elif first.pick is not None:
         trace |= {"mode": "lines+markers", "marker": _UNSEEN}
     points = [(line.hover, line.pick, len(line.x)) for line in lines]
-    return [*traces, trace | _told(points, place.panel)]
+    return [*traces, trace | told(points, place.panel)]
 
 
 def _scatter(place: Place, entry: str) -> dict[str, Any]:
     trace = {"type": "scatter", "xaxis": place.x, "yaxis": place.y, "showlegend": False}
     # A click on the legend hides all that belongs to the entry.
     return trace | ({"legendgroup": entry} if entry else {})
-
-
-def _joined(parts: Sequence[Floats]) -> NDArray[Any]:
-    """Return the parts one after the other, with a gap between them."""
-    return _with_gaps([np.asarray(part, dtype=float) for part in parts], np.array([np.nan]))
-
-
-def _with_gaps(parts: Sequence[NDArray[Any]], gap: NDArray[Any]) -> NDArray[Any]:
-    if len(parts) == 1:
-        return parts[0]
-    pieces = [piece for part in parts for piece in (part, gap)]
-    return np.concatenate(pieces[:-1])
-
-
-def _told(points: Sequence[tuple[Hover | None, Pick | None, int]], panel: Panel) -> dict[str, Any]:
-    """Return what a pointer shows and what a click tells of joined marks of one look.
-
-    Parameters
-    ----------
-    points : sequence of (Hover or None, Pick or None, int)
-        Of each mark, with its number of points.
-    panel : Panel
-    """
-    hover, pick, _ = points[0]
-    found: dict[str, Any] = {}
-    names = [name for name, _ in hover.columns] if hover else []
-    if hover is None:
-        found["hoverinfo"] = "skip" if pick is None else "none"
-    else:
-        heads = [text(h.head) if h else "" for h, _, _ in points]
-        head = heads[0]
-        if len(set(heads)) > 1:
-            head = "%{hovertext}"
-            found["hovertext"] = _shared(
-                _with_gaps(
-                    [_filled(h, n) for h, (_, _, n) in zip(heads, points, strict=True)],
-                    _filled("", 1),
-                )
-            )
-        first = 0 if pick is None else _PICKED
-        rows = [f"<b>{head}</b>" if head else "", _reading(panel.x, "x"), _reading(panel.y, "y")]
-        rows += [f"{text(name)} %{{customdata[{first + k}]}}" for k, name in enumerate(names)]
-        found["hovertemplate"] = "<br>".join(row for row in rows if row) + "<extra></extra>"
-    if names or pick is not None:
-        tables = [_rows(h, p, count, len(names)) for h, p, count in points]
-        gap = np.full((1, tables[0].shape[1]), None, dtype=object)
-        found["customdata"] = _shared(_with_gaps(tables, gap))
-    return found
-
-
-def _rows(hover: Hover | None, pick: Pick | None, count: int, names: int) -> NDArray[Any]:
-    """Return run, module, layer and step, where they are known, and the columns of every point."""
-    first = 0 if pick is None else _PICKED
-    rows = np.empty((count, first + names), dtype=object)
-    if pick is not None:
-        rows[:, 0], rows[:, 1] = pick.run, pick.module
-        rows[:, 2], rows[:, 3] = pick.layers, pick.steps
-    for k, (_, values) in enumerate(hover.columns if hover else ()):
-        rows[:, first + k] = _readable(np.asarray(values, dtype=float))
-    return rows
-
-
-def _filled(word: str, count: int) -> NDArray[Any]:
-    found = np.empty(count, dtype=object)
-    found[:] = word
-    return found
-
-
-class _Shared(np.ndarray):
-    """An array that is never changed, so that Plotly's copies of a figure need none of it.
-
-    It copies a figure two or three times on the way to a page, which takes longer than all else
-    where every point has names.
-    """
-
-    def __deepcopy__(self, memo: Any) -> _Shared:
-        return self
-
-
-def _shared(array: NDArray[Any]) -> NDArray[Any]:
-    return array.view(_Shared)
-
-
-def _reading(axis: Axis, name: str) -> str:
-    form = ":d" if axis.integer else ":.4~g"
-    return f"{text(axis.symbol)} %{{{name}{form}}}"
-
-
-def _readable(values: Floats) -> list[int] | list[str]:
-    """Return numbers as a pointer shows them; whole ones as they are, which is quicker."""
-    if np.isfinite(values).all() and (values == np.rint(values)).all():
-        return values.astype(int).tolist()
-    return [_number(value) for value in values.tolist()]
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "not computed"
-    shown = "∞" if math.isinf(value) else f"{abs(value):.4g}"
-    return f"\N{MINUS SIGN}{shown}" if value < 0 else shown
 
 
 def _band(band: Band, place: Place) -> dict[str, Any]:
@@ -330,15 +212,15 @@ def _numbers(mark: Numbers, place: Place) -> dict[str, Any]:
         "mode": "text",
         "x": np.asarray(mark.x, dtype=float),
         "y": np.asarray(mark.y, dtype=float),
-        "text": _shared(np.array([text(t) for t in mark.texts], dtype=object)),
+        "text": shared(np.array([text(t) for t in mark.texts], dtype=object)),
         "textfont": {
             "size": (mark.size or place.size) * PIXELS_PER_POINT,
             "style": slant,
             "weight": weight,
-            "color": style.colour(mark.ink, place.dark) if mark.ink else _shared(colours),
+            "color": style.colour(mark.ink, place.dark) if mark.ink else shared(colours),
         },
     }
-    return trace | _told([(mark.hover, mark.pick, len(mark.x))], place.panel)
+    return trace | told([(mark.hover, mark.pick, len(mark.x))], place.panel)
 
 
 @functools.cache
@@ -367,7 +249,7 @@ def _heat(heat: Heat, place: Place) -> list[dict[str, Any]]:
         "hoverongaps": False,
     }
     head = [f"<b>{text(heat.head)}</b>"] if heat.head else []
-    rows = [*head, _reading(place.panel.x, "x"), _reading(place.panel.y, "y"), text(heat.symbol)]
+    rows = [*head, reading(place.panel.x, "x"), reading(place.panel.y, "y"), text(heat.symbol)]
     template = "<br>".join(rows)
     if heat.pick is None:
         return [
@@ -380,18 +262,18 @@ def _heat(heat: Heat, place: Place) -> list[dict[str, Any]]:
     # Plotly's heat maps are not selectable: invisible points at the cells' middles are.
     across, up = np.meshgrid(np.arange(values.shape[1]), np.arange(values.shape[0]))
     there = ~np.isnan(values)
-    custom = np.empty((int(there.sum()), _PICKED + 1), dtype=object)
+    custom = np.empty((int(there.sum()), PICKED + 1), dtype=object)
     custom[:, 0], custom[:, 1] = heat.pick.run, heat.pick.module
     custom[:, 2] = np.asarray(heat.pick.layers)[up[there]].tolist()
     custom[:, 3] = np.asarray(heat.pick.steps)[across[there]].tolist()
-    custom[:, 4] = _readable(values[there])
+    custom[:, 4] = readable(values[there])
     points = _scatter(place, "") | {
         "mode": "markers",
         "x": trace["x"][across[there]],
         "y": trace["y"][up[there]],
         "marker": _UNSEEN,
-        "customdata": _shared(custom),
-        "hovertemplate": f"{template} %{{customdata[{_PICKED}]}}<extra></extra>",
+        "customdata": shared(custom),
+        "hovertemplate": f"{template} %{{customdata[{PICKED}]}}<extra></extra>",
     }
     return [trace | {"hoverinfo": "skip"}, points]
 

@@ -219,12 +219,15 @@ def thin_steps(steps: Iterable[int], per_step: int, budget: int) -> NDArray[np.i
         All steps where they fit; otherwise every n-th of them, counted back from the last.
     """
     distinct = np.unique(np.fromiter(steps, dtype=np.int64))
-    count = max(1, budget // max(per_step, 1))
-    if len(distinct) <= count:
-        return distinct
+    return distinct[thin_places(len(distinct), max(1, budget // max(per_step, 1)))]
+
+
+def thin_places(found: int, most: int) -> NDArray[np.intp]:
+    """Return which of `found` things to draw so that they are at most `most`, the last included."""
+    if found <= most:
+        return np.arange(found)
     # The start is left out rather than the end: a path's beginning is the origin anyway.
-    places = np.ceil(np.arange(1, count + 1) * len(distinct) / count).astype(int) - 1
-    return distinct[places]
+    return np.ceil(np.arange(1, most + 1) * found / most).astype(np.intp) - 1
 
 
 def thinning_sentence(what: str, drawn: int, steps: int) -> str:

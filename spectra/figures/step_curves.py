@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spectra.figures import style
 from spectra.figures.chart import (
@@ -255,7 +256,7 @@ def describe_run_curves(
     kept = [thin_steps(block.steps, per_step, MOST_LINE_POINTS) for *_, block in runs]
     here = [np.isin(block.steps, k) for (*_, block), k in zip(runs, kept, strict=True)]
     # Bands that lie over one another would add up to a dark one.
-    opacity = min(0.12, 0.5 / len(runs))
+    opacity = min(0.12, 0.36 / len(runs))
     panels = []
     for m, (of_module, floors_here) in enumerate(zip(by_module, floors, strict=True)):
         bands: list[Mark] = []
@@ -360,7 +361,9 @@ class _Middle:
         return [Band(self.x, self.low, self.high, ink, opacity, entry=key), line]
 
 
-def _middle(block: Blocks, values: Floats, shown: np.ndarray, scale: ValueScale) -> _Middle | None:
+def _middle(
+    block: Blocks, values: Floats, shown: NDArray[Any], scale: ValueScale
+) -> _Middle | None:
     """Return the middle of a module's layers over the steps, None where it has no value."""
     values = values[shown]
     there = np.isfinite(values)
@@ -389,7 +392,7 @@ def _layer_lines(
     index: int,
     block: Blocks,
     values: Floats,
-    shown: np.ndarray,
+    shown: NDArray[Any],
     scale: ValueScale,
     ends: tuple[int, int],
     shades: int,
@@ -503,7 +506,7 @@ def _step_axis(rows: pd.DataFrame) -> Axis:
     return Axis("step", "step", padded(float(steps.min()), float(steps.max())), integer=True)
 
 
-def _thinned(kept: Sequence[np.ndarray], found: Sequence[Blocks]) -> str:
+def _thinned(kept: Sequence[NDArray[Any]], found: Sequence[Blocks]) -> str:
     most = max(len(block.steps) for block in found)
     return thinning_sentence("Lines through", max(map(len, kept)), most)
 

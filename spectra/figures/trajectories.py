@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spectra.figures import style
 from spectra.figures.chart import (
@@ -43,6 +44,7 @@ from spectra.figures.selection import (
     joined,
     module_order,
     select_rows,
+    thin_places,
     thin_steps,
     thinning_sentence,
 )
@@ -280,13 +282,13 @@ class _Run:
         across, up = (floor or math.inf for floor in self.noise)
         return any(self.noise) and bool(np.nanmax(self.sigma) <= across and np.nanmax(self.d) <= up)
 
-    def drawn(self, per_step: int, budget: float, until: int) -> np.ndarray:
+    def drawn(self, per_step: int, budget: float, until: int) -> NDArray[Any]:
         """Return which steps to draw: thinned as for the whole run, then those up to `until`."""
         kept = thin_steps(self.block.steps, per_step, int(budget))
         last = self.block.steps[self.block.steps <= until][-1:]
         return np.isin(self.block.steps, np.union1d(kept[kept <= until], last))
 
-    def moved(self) -> np.ndarray:
+    def moved(self) -> NDArray[Any]:
         """Return which points to number.
 
         At step 0 nothing has moved: the origin stands for it, not a heap of numbers upon it.
@@ -296,7 +298,7 @@ class _Run:
                 (self.block.steps > 0)[:, None] | (self.sigma != 0) | (self.d != 0)
             )
 
-    def mean(self, module: int) -> tuple[np.ndarray, Floats, Floats]:
+    def mean(self, module: int) -> tuple[NDArray[Any], Floats, Floats]:
         """Return steps, ΔΣ and ΔD of the mean path of a module, from the origin on."""
         there = np.isfinite(self.d[module])
         count = there.sum(axis=1)
@@ -449,7 +451,7 @@ def _unrelated_rules(
     return [Rule(y=level) for level in levels if low < level <= high]
 
 
-def _layer_paths(run: _Run, look: _Look, drawn: np.ndarray) -> list[Line]:
+def _layer_paths(run: _Run, look: _Look, drawn: NDArray[Any]) -> list[Line]:
     lines = []
     steps = int(drawn.sum())
     for i in range(len(look.modules)):
@@ -465,7 +467,7 @@ def _layer_paths(run: _Run, look: _Look, drawn: np.ndarray) -> list[Line]:
 
 
 def _numbers(
-    run: _Run, look: _Look, drawn: np.ndarray, run_index: int | None = None
+    run: _Run, look: _Look, drawn: NDArray[Any], run_index: int | None = None
 ) -> list[Numbers]:
     kappa = run.block.of("kappa") if "kappa" in run.part else np.full(run.d.shape, np.nan)
     shown = run.moved() & drawn[:, None]
@@ -505,12 +507,10 @@ def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = N
     present = [i for i in range(len(look.modules)) if np.isfinite(run.d[i]).any()]
     for i in present:
         steps, x, y = run.mean(i)
-        until = steps <= look.until
-        kept = thin_steps(steps, len(present), int(budget))
-        end = steps[until][-1:]
-        path = until & np.isin(steps, np.union1d(kept, end))
-        few = np.isin(steps, np.union1d(thin_steps(steps, 1, _MOST_MARKERS), [0])) | np.isin(
-            steps, end
+        count = max(1, int(np.searchsorted(steps, look.until, side="right")))
+        path, few = (
+            _places(len(steps), count, most)
+            for most in (max(1, int(budget) // len(present)), _MOST_MARKERS)
         )
         name = f"{clean(look.modules[i])}, mean of layers"
         if run_index is None:
@@ -519,9 +519,9 @@ def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = N
             ink, dash, key = Ink("run", run_index), style.dash(run_index), _run_key(run_index)
             name = f"{run.title} · {name}"
         marker = style.marker(i if several or run_index is None else 0)
-        crowded = int(path.sum()) > _MOST_MARKERS + 1
+        crowded = len(path) > _MOST_MARKERS + 2
         for shown, width, symbol in (
-            [(path, 1.5, ""), (path & few, 0.0, marker)] if crowded else [(path, 1.5, marker)]
+            [(path, 1.5, ""), (few, 0.0, marker)] if crowded else [(path, 1.5, marker)]
         ):
             lines.append(
                 Line(
@@ -537,6 +537,12 @@ def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = N
                 )
             )
     return lines
+
+
+def _places(found: int, count: int, most: int) -> NDArray[np.intp]:
+    """Return the first of `found` points, and those of them to draw among the first `count`."""
+    kept = thin_places(found, most)
+    return np.unique(np.concatenate([[0], kept[kept < count], [count - 1]]))
 
 
 def _without_base(drift: pd.DataFrame) -> list[str]:
@@ -588,12 +594,12 @@ def _inset_place(
     return (left, bottom, 0.98 - left, 0.98 - bottom)
 
 
-def _fractions(steps: np.ndarray, ends: tuple[int, int]) -> Floats:
+def _fractions(steps: NDArray[Any], ends: tuple[int, int]) -> Floats:
     low, high = ends
     return np.ones(len(steps)) if high <= low else (steps - low) / (high - low)
 
 
-def _step_bar(steps: np.ndarray) -> ColourBar | None:
+def _step_bar(steps: NDArray[Any]) -> ColourBar | None:
     low, high = float(steps[0]), float(steps[-1])
     if low == high:
         return None

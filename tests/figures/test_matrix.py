@@ -14,9 +14,9 @@ from tests.figures.test_heatmap import draws
 
 VALUES, CHANGE, OVERLAP, TURN = (
     "singular values",
-    "change of singular values",
+    "change of values",
     "overlap with the base",
-    "how far each vector turned",
+    "turn of each vector",
 )
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from spectra.store import DRIFT, KEYS, SPECTRUM, TRAINING, PartTable, Run
+from spectra.store import DRIFT, KEYS, SPECTRUM, TRAINING, PartTable, Run, compaction, parts
 from spectra.store.files import TEMPORARY_PREFIX
 from spectra.store.tables import read_training, write_training
 
@@ -257,18 +261,92 @@ def test_reading_during_a_compaction_sees_every_row(
 ) -> None:
     table = grown(tmp_path)
     before = table.read()
-    read_schema = pq.read_schema
+    real = PartTable.read_part
     compacted = False
 
-    def compact_first(path: Path) -> pa.Schema:
+    def compact_first(reader: PartTable, *arguments: Any) -> pa.Table:
         nonlocal compacted
         if not compacted:
             compacted = True
             table.compact(range(5))
-        return read_schema(path)
+        return real(reader, *arguments)
 
-    monkeypatch.setattr(pq, "read_schema", compact_first)
+    monkeypatch.setattr(PartTable, "read_part", compact_first)
     pd.testing.assert_frame_equal(PartTable(tmp_path, DRIFT).read(), before)
+    assert compacted
+
+
+# How parts are laid out.
+
+
+def test_of_the_arrays_only_row_groups_of_the_chosen_steps_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "GROUP_BYTES", 4096)
+    table = PartTable(tmp_path, SPECTRUM)
+    # As the analysis writes: matrix by matrix, each with all its steps.
+    for layer in range(4):
+        table.append([row(s, layer, sigma=[s + layer / 8] * 200) for s in range(30)])
+    table.compact()
+    (part,) = table.parts()
+    groups = pq.ParquetFile(part).metadata
+    assert groups.num_row_groups > 10
+    steps = [groups.row_group(g).column(3).statistics for g in range(groups.num_row_groups)]
+    assert all(before.max < after.min for before, after in itertools.pairwise(steps))
+    read: list[int] = []
+    real = pq.ParquetFile.read_row_groups
+
+    def counted(file: pq.ParquetFile, chosen: list[int], *arguments: Any) -> pa.Table:
+        read.extend(chosen)
+        return real(file, chosen, *arguments)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    found = table.read(["sigma"], {"step": [7], "layer": [2]})
+    assert [sigma.tolist() for sigma in found["sigma"]] == [[7.25] * 200]
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("group_rows", [7, 10**6])
+def test_compaction_in_windows_changes_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    """Whatever parts there are, those of earlier versions included: Arrow's own row groups."""
+    monkeypatch.setattr(compaction, "_WINDOW_BYTES", 3000)
+    monkeypatch.setattr(compaction, "_BATCH_BYTES", 500)
+    table = grown(tmp_path, "spectrum", parts=8)
+    for part in table.parts():
+        whole = pq.read_table(part)
+        shuffled = whole.take(np.random.default_rng(1).permutation(len(whole)))
+        pq.write_table(shuffled.drop_columns(["leading_u"]), part, row_group_size=group_rows)
+    before = table.read()
+    table.compact()
+    assert len(table.parts()) == 1
+    pd.testing.assert_frame_equal(table.read(), before)
+
+
+@pytest.mark.slow
+def test_compaction_holds_little_of_a_long_table(tmp_path: Path) -> None:
+    """A gigabyte of arrays: 40 steps of 64 matrices with k = 4096 and six arrays."""
+    script = f"""
+import resource
+import numpy as np, pyarrow as pa
+from pathlib import Path
+from spectra.store import SPECTRUM, SPECTRUM_ARRAYS, PartTable
+table = PartTable(Path({str(tmp_path)!r}), SPECTRUM)
+numbers = np.random.default_rng(0)
+for step in range(40):
+    arrays = {{name: numbers.random(4096, dtype=np.float32) for name in SPECTRUM_ARRAYS}}
+    keys = [(layer, module) for layer in range(32) for module in ("q_proj", "v_proj")]
+    table.append([{{"step": step, "layer": layer, "module": m}} | arrays for layer, m in keys])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table.compact()
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert after - before < 300 * 1024
+    assert len(PartTable(tmp_path, SPECTRUM).read([])) == 40 * 64
 
 
 # Leftovers and damage.
