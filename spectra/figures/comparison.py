@@ -43,8 +43,8 @@ _FLOORS = ("sigma_noise", "d_noise")
 # Above this many recorded steps, training's own columns are drawn as running means.
 _SMOOTH_ABOVE = 80
 _HOW_TO_COUNT = (
-    "`spectra train` records them, and spectra.SpectraCallback does where the trainer has "
-    'include_num_input_tokens_seen="non_padding"'
+    "`spectra train` records them, and spectra.SpectraCallback with TRL's trainers, or where the "
+    'trainer has include_num_input_tokens_seen="non_padding"'
 )
 
 
