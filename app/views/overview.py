@@ -6,9 +6,12 @@ from dashboard_choices import choose_elsewhere, choose_one
 from dashboard_markup import escape, one_line
 from dashboard_pages import PAGES, view
 from dashboard_parts import open_root
+from dashboard_rows import warn
 from dashboard_summaries import modules_of, summarise
 
 _ALL = "all matrices"
+_LONG_NAME = 28
+_PROBLEMS_TOLD = 5  # the table's last column tells all
 _ROWS_SHOWN = 25  # a longer table scrolls by itself
 _STATES = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
 
@@ -31,7 +34,6 @@ for entry in entries:
             "run": one_line(entry.label),
             "method": one_line(entry.method),
             "state": "✕ unreadable" if found.problem else state,
-            "problem": one_line(found.problem),
             "drift_path": list(found.drift_path),
             "delta_d": found.delta_d,
             "delta_sigma": found.delta_sigma,
@@ -42,6 +44,7 @@ for entry in entries:
             "analysed": found.analysed,
             "recorded": found.recorded,
             "base": one_line(entry.base),
+            "problem": one_line(found.problem),
         }
     )
 table = pd.DataFrame(rows)
@@ -58,7 +61,11 @@ chosen = st.dataframe(
     selection_mode="multi-row",
     alt="A row a run: its state, drift, loss and steps.",
     column_config={
-        "run": st.column_config.TextColumn("run", pinned=True),
+        "run": st.column_config.TextColumn(
+            "run",
+            pinned=True,
+            width="medium" if max(len(row["run"]) for row in rows) > _LONG_NAME else None,
+        ),
         # A scale a run: on a common one, the run that moves most leaves the others flat.
         "drift_path": line(
             "ΔD curve",
@@ -85,6 +92,10 @@ chosen = st.dataframe(
         "problem": st.column_config.TextColumn("why unreadable", width="large"),
     },
 )
+
+told = zip(entries, (str(row["problem"]) for row in rows), strict=True)
+for entry, problem in [pair for pair in told if pair[1]][:_PROBLEMS_TOLD]:
+    warn(entry, problem)
 
 picked = [entries[i] for i in chosen["selection"]["rows"] if i < len(entries)]
 usable = [entry.label for entry in picked if not entry.problem]

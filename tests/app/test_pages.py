@@ -209,8 +209,8 @@ def test_what_a_link_leads_out_of_root_is_named_and_not_read(tmp_path, page):
     assert not test.exception and not test.error
     shown = said(test).replace("\\", "")
     if page == "overview":
+        assert table(test)["problem"].str.contains("lies outside").sum() == 5
         shown += table(test).to_string()
-        assert shown.count("lies outside") == 5
         assert table(test)["state"].tolist() == ["finished"] + ["✕ unreadable"] * 5
     else:
         assert shown.count("lies outside") == 3 and "2 more runs cannot be read" in shown
