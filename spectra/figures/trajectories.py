@@ -33,7 +33,7 @@ from spectra.figures.chart import (
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import Floor, box_sentence, noise_floor, reach
+from spectra.figures.noise import Floor, box_sentence, noise_floor, reach, shows
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     MOST_NUMBERS,
@@ -380,6 +380,10 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
                 [(r.title, r.noise, r.mixed) for r in runs if any(r.noise)],
                 [r.title for r in runs if r.inside],
                 look.x.symbol,
+                any(
+                    shows(r.noise, r.limits if enlarge or not shared else common)
+                    for r, enlarge in zip(runs, small, strict=True)
+                ),
             ),
             "Insets enlarge the range near the origin." if any(small) else "",
         ),
@@ -428,7 +432,10 @@ def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
             what,
             _unrelated_sentence(runs, [panel]),
             box_sentence(
-                [("", noise, any(r.mixed for r in runs))] if any(noise) else [], [], look.x.symbol
+                [("", noise, any(r.mixed for r in runs))] if any(noise) else [],
+                [],
+                look.x.symbol,
+                shows(noise, limits),
             ),
             "It is the largest of the runs'." if differ and any(noise) else "",
         ),
