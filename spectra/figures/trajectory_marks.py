@@ -188,7 +188,7 @@ def layer_paths(run: RunPaths, look: Look, drawn: NDArray[Any]) -> list[Line]:
 def layer_numbers(
     run: RunPaths, look: Look, drawn: NDArray[Any], every: int, run_index: int | None = None
 ) -> list[Numbers]:
-    """Return the numbers of every `every`-th layer; in the run\'s colour, if it has an index."""
+    """Return the numbers of every `every`-th layer; in the run's colour, if it has an index."""
     kappa = run.block.of("kappa") if "kappa" in run.part else np.full(run.d.shape, np.nan)
     shown = run.moved() & drawn[:, None] & (run.block.layers % every == 0)
     found = []
@@ -224,6 +224,7 @@ def layer_numbers(
 def mean_paths(
     run: RunPaths, look: Look, budget: float, run_index: int | None = None
 ) -> list[Line]:
+    """Return the modules' mean paths of at most `budget` points, with markers at some of them."""
     lines = []
     several = len(look.modules) > 1
     present = [i for i in range(len(look.modules)) if np.isfinite(run.d[i]).any()]
