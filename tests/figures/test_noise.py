@@ -206,6 +206,30 @@ def test_a_floor_below_a_logarithmic_axis_is_said_and_not_drawn():
     assert "The noise floor (1e−12) lies below the axis." in description.caption
 
 
+def test_a_floor_too_small_to_be_seen_is_said_and_leaves_the_panel_alone():
+    rows = with_floors(drift_rows(), 1e-12, 1e-12)
+
+    curves = describe_layer_curves(rows, "delta_sigma")
+    trajectory = describe_trajectory(rows)
+
+    assert zone(curves.panels[0]) is None
+    assert not of_kind(curves.panels[0], Note)
+    sentence = "what rounding for storage alone gives, is too small to be seen."
+    assert f"The noise floor (1e−12), {sentence}" in curves.caption
+    # Of a trajectory the box is there, for whoever zooms in.
+    assert corner(trajectory.panels[0]) == (1e-12, 1e-12)
+    assert f"The noise floor (ΔΣ 1e−12, ΔD 1e−12), {sentence}" in trajectory.caption
+    assert "Grey" not in curves.caption + trajectory.caption
+
+
+def test_a_floor_is_seen_where_an_inset_enlarges_it():
+    rows = pd.concat([drift_rows("a", "lora"), drift_rows("b", "sorsa", reach=0.001)])
+
+    caption = describe_trajectory(with_floors(rows, 2e-6, 3e-4)).caption
+
+    assert "Grey box: noise floor (ΔΣ 2e−6, ΔD 3e−4)" in caption
+
+
 def test_nothing_but_noise_is_drawn_on_an_axis_that_shows_the_floor():
     rows = drift_rows(noise=True).assign(delta_sigma=0.0, delta_d=0.0)
 
