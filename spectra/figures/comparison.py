@@ -213,6 +213,7 @@ def describe_compare(
                 floors,
                 [(g.title, f) for g in formed for f in _largest(g, order)],
                 scales[0].limits,
+                scales[0].log,
             ),
             _ends_sentence(formed, order, by),
             said,
@@ -387,7 +388,7 @@ def _marks(groups: Sequence[_Group], module: str, scale: Scale) -> list[Mark]:
     for i, group in enumerate(groups):
         found = group.spreads.get(module)
         if found is not None and found.sd is not None:
-            low, high = band_on(*_sides(found), scale)
+            low, high = band_on(found.mean - found.sd, found.mean + found.sd, scale)
             marks.append(Band(found.x, low, high, Ink("run", i), 0.18, entry=f"group{i}"))
     for i, group in enumerate(groups):
         found = group.spreads.get(module)

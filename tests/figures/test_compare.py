@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,16 @@ def drift(
 
 def seeds(*slopes: float, **options: Any) -> pd.DataFrame:
     """Runs s1, s2, … whose layers' mean grows with the step at these slopes."""
+
+    def growing(slope: float) -> Callable[[Any, Any], Any]:
+        return lambda layer, step: slope * step * (layer + 1) / 2.5
+
     return pd.concat(
-        [
-            drift(f"s{i}", lambda layer, step, a=a: a * step * (layer + 1) / 2.5, **options)
-            for i, a in enumerate(slopes, start=1)
-        ]
+        [drift(f"s{i}", growing(slope), **options) for i, slope in enumerate(slopes, start=1)]
     )
 
 
-def training(run: str, steps: Sequence[int], **columns: Any) -> pd.DataFrame:
+def training(run: str, steps: Iterable[int], **columns: Any) -> pd.DataFrame:
     return pd.DataFrame({"step": list(steps)} | columns).assign(run=run, method="m")
 
 
@@ -110,9 +111,10 @@ def test_a_panel_a_module_and_modules_are_not_averaged() -> None:
 
 
 def test_condition_numbers_have_the_median_of_their_layers() -> None:
+    layers = np.array([1.0, 2, 4, 100])
     parts = [
-        drift(f"s{i}", lambda layer, step, a=a: a * np.array([1, 2, 4, 100])[layer], column="kappa")
-        for i, a in enumerate((1, 3), start=1)
+        drift("s1", lambda layer, step: layers[layer], column="kappa"),
+        drift("s2", lambda layer, step: 3 * layers[layer], column="kappa"),
     ]
 
     chart = describe_compare(pd.concat(parts), EMPTY, "kappa", groups=GROUPS, log=False)
@@ -337,7 +339,7 @@ def test_two_runs_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("backend", ["plotly", "matplotlib"])
 @pytest.mark.parametrize("runs", [1, 16])
-def test_both_renderers_draw_hostile_names(backend: str, runs: int) -> None:
+def test_both_renderers_draw_hostile_names(backend: Any, runs: int) -> None:
     names = [f"{HOSTILE}{i}" for i in range(runs)]
     table = pd.concat(
         [

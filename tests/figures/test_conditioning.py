@@ -31,7 +31,8 @@ def rows(
 
 def untrained(run: str = "b", method: str = "lora", **values: Any) -> pd.DataFrame:
     """Rows of a run without factors of SORSA's kind."""
-    return rows(run, method, **(dict.fromkeys(COLUMNS[1:]) | values))
+    given: dict[str, Any] = dict.fromkeys(COLUMNS[1:])
+    return rows(run, method, **(given | values))
 
 
 def lines(panel: Panel) -> list[Line]:
@@ -56,7 +57,7 @@ def test_a_panel_a_quantity_and_a_line_a_run() -> None:
 
 def test_condition_numbers_have_their_median_and_orthonormality_its_mean() -> None:
     # Of 1, 2, 4, 8, 16: median 4, mean 6.2.
-    skewed = {name: lambda layer, step: 2.0**layer + step for name in COLUMNS}
+    skewed: dict[str, Any] = {name: lambda layer, step: 2.0**layer + step for name in COLUMNS}
 
     chart = describe_conditioning(rows(**skewed))
 
@@ -324,7 +325,7 @@ def test_what_is_no_pair_is_said(pairs, options, message) -> None:
 
 
 @pytest.mark.parametrize("backend", ["plotly", "matplotlib"])
-def test_both_renderers_draw_conditioning_of_hostile_names(backend: str) -> None:
+def test_both_renderers_draw_conditioning_of_hostile_names(backend: Any) -> None:
     table = pair(lambda layer, step: 0.9 + 0 * layer, modules=(HOSTILE, "v_proj"))
     table["method"] = HOSTILE
     table["run"] = table["run"] + HOSTILE

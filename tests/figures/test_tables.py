@@ -6,7 +6,9 @@ import io
 import math
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +24,15 @@ GROUPS = {"s1": "sorsa", "s2": "sorsa", "s3": "sorsa"}
 
 def runs(values: dict[str, float], steps: tuple[int, ...] = (0, 10, 20)) -> pd.DataFrame:
     """Runs of layers 0…3 whose ΔD is value · (0.5, 1.5, 0.5, 1.5) at the end, ΔΣ a 1000th of it."""
+
+    def growing(value: float) -> Callable[[Any, Any], Any]:
+        return lambda layer, step: value * (0.5 + layer % 2) * step / 20
+
     parts = []
     for run, value in values.items():
         table = drift(
             run,
-            lambda layer, step, v=value: v * (0.5 + layer % 2) * step / 20,
+            growing(value),
             steps=steps,
             method="lora" if run.startswith("l") else "sorsa",
         )

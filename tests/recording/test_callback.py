@@ -137,7 +137,8 @@ class CountTokens(TrainerCallback):
     """How many unmasked tokens the model was given up to each step."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.seen, self.after = 0, []
+        self.seen = 0
+        self.after: list[int] = []
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: nn.Module, given: Any, named: dict[str, Any]) -> None:
