@@ -167,7 +167,7 @@ def test_a_growing_run_is_followed_and_the_choices_stay(tmp_path: Path, page: st
     )
     rows = records(training_rows("a", steps=20).drop(columns=["run", "method"]))
     run.write_training(rows[:10])
-    link = {} if page == "training" else {"module": "v_proj", "layers": "1-2"}
+    link: dict[str, Any] = {} if page == "training" else {"module": "v_proj", "layers": "1-2"}
     with run.lock("recording"):
         test = open_page(tmp_path, page, **link)
         assert "● growing" in said(test)
@@ -221,7 +221,8 @@ def test_unknown_values_in_a_link_are_ignored(tmp_path: Path, page: str) -> None
     more = ("quantity", "against", "smooth", "scale", "compared", "by", "regularized", "ratio-of")
 
     for value in ("<b>", "9999999999999", "nan:nan", "1e999:-1"):
-        test = open_page(tmp_path, page, **dict.fromkeys((*names, *more), value))
+        link: dict[str, Any] = dict.fromkeys((*names, *more), value)
+        test = open_page(tmp_path, page, **link)
 
         assert not test.exception and not test.error, (value, said(test))
         assert len(drawn(test)) == 1, (value, said(test))
@@ -336,7 +337,8 @@ def test_the_table_can_be_taken_along(tmp_path: Path, monkeypatch: pytest.Monkey
 
     table = test.dataframe[0].value
     assert table["seeds"].tolist() == [2] * 4  # two methods of two modules
-    assert {"LaTeX", "CSV"} <= {b.label for b in test.get("download_button")}
+    buttons = {getattr(button, "label", "") for button in test.get("download_button")}
+    assert {"LaTeX", "CSV"} <= buttons
     (words,) = [words for words in commands(test) if words[2] == "table"]
     assert cli.main(words[1:]) == 0
     assert "\\toprule" in Path(words[-1]).read_text()

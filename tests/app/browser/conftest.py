@@ -76,7 +76,7 @@ def fresh(browser: Browser) -> Iterator[MakeContext]:
 
 
 @pytest.fixture(scope="session")
-def demo_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_runs(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three methods' runs of the bundled model, trained and analysed: real, and small."""
     from spectra.analysis import analyze
     from spectra.demo import BUNDLED_MODEL, demo_settings
