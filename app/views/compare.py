@@ -28,10 +28,6 @@ entries = open_page(
     "deviation between them; it describes how far methods move the weights, not which is better.",
     at_most=None,
 )
-runs = [entry.run for entry in entries]
-# The store knows runs by names of its own, where two folders share a name.
-labels = dict(zip(run_names(runs), (entry.label for entry in entries), strict=True))
-groups = {labels[name]: label for name, label in group_labels(runs).items()}
 
 
 def read_all_training() -> pd.DataFrame:
@@ -43,6 +39,11 @@ def read_all_training() -> pd.DataFrame:
         except (OSError, ValueError):
             continue  # its drift rows are told of
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", "step"])
+
+
+def name_of(column: str) -> str:
+    quantity = column.removesuffix("_sd")
+    return figures.label_of(quantity).symbol if quantity == column else "sd"
 
 
 training = read_all_training()
@@ -57,6 +58,12 @@ with st.sidebar:
     )
 wanted = set(figures.needed_columns("compare", "drift", {"column": column}) or ())
 drift = read_drift(entries, tuple(sorted(wanted | set(_OF_THE_TABLE) | {"sigma_noise", "d_noise"})))
+# Runs without rows must not tell those apart that are drawn.
+entries = [entry for entry in entries if entry.label in set(drift["run"].unique())]
+runs = [entry.run for entry in entries]
+# The store knows runs by names of its own, where two folders share a name.
+labels = dict(zip(run_names(runs), (entry.label for entry in entries), strict=True))
+groups = {labels[name]: label for name, label in group_labels(runs).items()}
 all_modules = sorted(map(str, drift["module"].unique()))
 all_layers = [int(layer) for layer in sorted(drift["layer"].unique())]
 all_steps = [int(step) for step in sorted(drift["step"].unique())]
@@ -96,7 +103,17 @@ try:
 except ValueError as error:
     st.text(str(error))
     st.stop()
-st.dataframe(table, hide_index=True)
+known = [column for column in table if table[column].notna().any()]
+st.dataframe(
+    table[known],
+    hide_index=True,
+    alt="A row a method and module: mean and deviation of what is measured at the last step.",
+    column_config={
+        column: st.column_config.NumberColumn(name_of(column), format="%.4g")
+        for column in known
+        if column not in ("group", "module", "seeds", "step")
+    },
+)
 paths = [entry.path for entry in entries]
 with st.container(horizontal=True):
     for ending, name in ((".tex", "LaTeX"), (".csv", "CSV")):

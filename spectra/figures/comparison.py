@@ -213,6 +213,7 @@ def describe_compare(
                 floors,
                 [(g.title, f) for g in formed for f in _largest(g, order)],
                 scales[0].limits,
+                scales[0].log,
             ),
             _ends_sentence(formed, order, by),
             said,

@@ -20,7 +20,7 @@ from matplotlib.ticker import (
 
 from spectra.figures import style
 from spectra.figures.chart import Axis, ColourBar, Heat, Panel
-from spectra.figures.paper_layout import Sheet, plain, text_width, thinned
+from spectra.figures.paper_layout import Sheet, text_width, thinned, wrap
 from spectra.figures.style import Preset
 
 _GAP = 0.05
@@ -122,7 +122,9 @@ def _given(
     if axis.log:
         values, ends = np.log(values), np.log(ends)
     places = (values - ends.min()) / (np.ptp(ends) or 1.0) * length
-    labels = [plain(label) for _, label in ticks]
+    # Names of runs may be endless; what they take is taken from the panel.
+    room = max(length / 3, 0.4) if across else 0.25 * preset.width
+    labels = ["".join(wrap(label, room, preset, size, most=1)) for _, label in ticks]
     sizes = [
         (text_width(label, preset, size) + _GAP) if across else size * 1.05 / 72 for label in labels
     ]

@@ -147,6 +147,8 @@ def _word_letter(letter: str) -> str:
         return _SPECIAL[letter]
     if letter.isascii():
         return letter if letter.isprintable() else ""
+    if letter.isspace():
+        return " "
     plain = unicodedata.normalize("NFD", letter)
     if len(plain) == 2 and plain[0].isascii() and plain[1] in _ACCENTS:
         return rf"\{_ACCENTS[plain[1]]}{{{plain[0]}}}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from spectra.figures.chart import (
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import Floor, box_sentence, noise_floor, reach
+from spectra.figures.noise import Floor, box_sentence, noise_floor, reach, shows
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     MOST_NUMBERS,
@@ -53,10 +53,12 @@ from spectra.figures.selection import (
 _INSET_BELOW = 0.4
 # Mean paths get this part of the points, the layers' paths the rest.
 _MEANS_SHARE = 0.25
-# More markers on a path hide it.
-_MOST_MARKERS = 16
+# More markers on a path hide it; then some are left that tell the modules apart.
+_MOST_MARKERS, _FEW_MARKERS = 14, 6
+# More numbers than this at one step, over all panels, and only some of the layers are numbered.
+_MOST_AT_ONCE = 1_000
 # More numbers than this in the one panel of all runs hide one another and the paths.
-_MOST_OVERLAID_NUMBERS = 700
+_MOST_OVERLAID_NUMBERS = 400
 _MOST_TICKS = 9
 _READING = (
     "Each path starts at the base, at the origin: to the right the singular values changed, "
@@ -321,9 +323,10 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
         for r in runs
     ]
     pairs = len(runs) + sum(small)
+    every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
-        numbers = run.drawn(run.matrices, MOST_NUMBERS / len(runs), look.until)
+        numbers = run.drawn(-(-run.matrices // every), MOST_NUMBERS / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
         points = (1 - _MEANS_SHARE) * MOST_LINE_POINTS / pairs - 2 * run.matrices
         paths = run.drawn(run.matrices, points, look.until)
@@ -340,14 +343,14 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
             inside = (
                 *_ground(run, run.limits),
                 *_layer_paths(run, look, paths),
-                *_numbers(run, look, numbers),
+                *_numbers(run, look, numbers, every),
                 *means,
             )
             inset = Inset(
                 _inset_place(run.limits, common), Panel("", *look.axes(run.limits), inside)
             )
         else:
-            marks = (*behind, *_numbers(run, look, numbers), *means)
+            marks = (*behind, *_numbers(run, look, numbers, every), *means)
         panels.append(Panel(run.title, *look.axes(limits), marks, inset=inset))
     entries = tuple(
         Entry(
@@ -369,6 +372,7 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
         bar=_step_bar(all_steps),
         caption=_sentences(
             _lettering_sentence(look.modules),
+            f"Of {every} layers one is numbered." if every > 1 else "",
             thinning_sentence("Numbers at", max(numbered), longest),
             thinning_sentence("Layers' paths through", max(pathed), longest),
             _unrelated_sentence(runs, panels),
@@ -376,6 +380,10 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
                 [(r.title, r.noise, r.mixed) for r in runs if any(r.noise)],
                 [r.title for r in runs if r.inside],
                 look.x.symbol,
+                any(
+                    shows(r.noise, r.limits if enlarge or not shared else common)
+                    for r, enlarge in zip(runs, small, strict=True)
+                ),
             ),
             "Insets enlarge the range near the origin." if any(small) else "",
         ),
@@ -398,7 +406,7 @@ def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
     if numbers:
         # Above the paths, which all come together where they start and part where they end.
         for i, (run, end) in enumerate(zip(runs, ends, strict=True)):
-            marks += _numbers(run, look, end, run_index=i)
+            marks += _numbers(run, look, end, 1, run_index=i)
     entries = [
         Entry(_run_key(i), run.title, Ink("run", i), dash=style.dash(i), width=1.6)
         for i, run in enumerate(runs)
@@ -424,7 +432,10 @@ def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
             what,
             _unrelated_sentence(runs, [panel]),
             box_sentence(
-                [("", noise, any(r.mixed for r in runs))] if any(noise) else [], [], look.x.symbol
+                [("", noise, any(r.mixed for r in runs))] if any(noise) else [],
+                [],
+                look.x.symbol,
+                shows(noise, limits),
             ),
             "It is the largest of the runs'." if differ and any(noise) else "",
         ),
@@ -454,6 +465,8 @@ def _unrelated_rules(
 def _layer_paths(run: _Run, look: _Look, drawn: NDArray[Any]) -> list[Line]:
     lines = []
     steps = int(drawn.sum())
+    # Many faint lines make a dark surface.
+    opacity = 0.35 * min(1.0, math.sqrt(60 / run.matrices))
     for i in range(len(look.modules)):
         # The origin before the first step; a layer that has no step yet has no path.
         some = np.where(np.isfinite(run.d[i]).any(axis=0), 0.0, np.nan)[None]
@@ -461,16 +474,16 @@ def _layer_paths(run: _Run, look: _Look, drawn: NDArray[Any]) -> list[Line]:
         if steps and np.isfinite(y[1:]).any():
             path = joined(x, y)
             lines.append(
-                Line(path[0], path[1], Ink("grey"), 0.4, opacity=0.35, entry=_module_key(i))
+                Line(path[0], path[1], Ink("grey"), 0.4, opacity=opacity, entry=_module_key(i))
             )
     return lines
 
 
 def _numbers(
-    run: _Run, look: _Look, drawn: NDArray[Any], run_index: int | None = None
+    run: _Run, look: _Look, drawn: NDArray[Any], every: int, run_index: int | None = None
 ) -> list[Numbers]:
     kappa = run.block.of("kappa") if "kappa" in run.part else np.full(run.d.shape, np.nan)
-    shown = run.moved() & drawn[:, None]
+    shown = run.moved() & drawn[:, None] & (run.block.layers % every == 0)
     found = []
     for i, module in enumerate(look.modules):
         step, layer = np.nonzero(shown[i])
@@ -510,7 +523,7 @@ def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = N
         count = max(1, int(np.searchsorted(steps, look.until, side="right")))
         path, few = (
             _places(len(steps), count, most)
-            for most in (max(1, int(budget) // len(present)), _MOST_MARKERS)
+            for most in (max(1, int(budget) // len(present)), _FEW_MARKERS)
         )
         name = f"{clean(look.modules[i])}, mean of layers"
         if run_index is None:
@@ -519,24 +532,31 @@ def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = N
             ink, dash, key = Ink("run", run_index), style.dash(run_index), _run_key(run_index)
             name = f"{run.title} · {name}"
         marker = style.marker(i if several or run_index is None else 0)
-        crowded = len(path) > _MOST_MARKERS + 2
-        for shown, width, symbol in (
-            [(path, 1.5, ""), (few, 0.0, marker)] if crowded else [(path, 1.5, marker)]
-        ):
-            lines.append(
-                Line(
-                    x[shown],
-                    y[shown],
-                    ink,
-                    width,
-                    dash=dash,
-                    marker=symbol,
-                    rim=True,
-                    entry=key,
-                    hover=Hover(name, (("step", steps[shown].astype(float)),)),
-                )
+        crowded = len(path) > _MOST_MARKERS
+        for shown, symbol in [(path, ""), (few, marker)] if crowded else [(path, marker)]:
+            line = Line(
+                x[shown],
+                y[shown],
+                ink,
+                1.5,
+                dash=dash,
+                marker=symbol,
+                rim=True,
+                entry=key,
+                hover=Hover(name, (("step", steps[shown].astype(float)),)),
             )
+            # Markers alone have gaps between them.
+            lines.append(_apart(line) if crowded and symbol else line)
     return lines
+
+
+def _apart(line: Line) -> Line:
+    """Return the points of a line, without what joins them."""
+    assert line.hover is not None
+    gap = np.full(len(line.x), np.nan)
+    x, y = (np.column_stack([values, gap]).ravel() for values in (line.x, line.y))
+    columns = tuple((name, np.repeat(values, 2)) for name, values in line.hover.columns)
+    return replace(line, x=x, y=y, hover=Hover(line.hover.head, columns))
 
 
 def _places(found: int, count: int, most: int) -> NDArray[np.intp]:

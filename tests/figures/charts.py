@@ -188,11 +188,14 @@ def _paths(
                 np.tile(time, layers), lettering=module,
             )
         )  # fmt: skip
+        dash, marker = (
+            ("solid", "dash", "dot")[module % 3],
+            ("circle", "square", "diamond")[module % 3],
+        )
         means.append(
             Line(
                 np.append(0, across.mean(0)), np.append(0, up.mean(0)), Ink("module", module), 1.5,
-                ("solid", "dash", "dot")[module % 3], marker=("circle", "square", "diamond")[module % 3],
-                rim=True,
+                dash, marker=marker, rim=True,
             )
         )  # fmt: skip
     return Panel(title, SIGMA, TURN, (*marks, *means))

@@ -44,8 +44,14 @@ FIGURES = {
     "training": partial(figures.training, training_rows(steps=200)),
     "training, one step": partial(figures.training, training_rows(steps=1)),
 }
-SUFFIXES = (".pdf", ".svg", ".png", ".html")
-STARTS = {".pdf": b"%PDF", ".svg": b"<?xml", ".png": b"\x89PNG", ".html": b"<!doctype html>"}
+SUFFIXES = (".pdf", ".svg", ".pgf", ".png", ".html")
+STARTS = {
+    ".pdf": b"%PDF",
+    ".svg": b"<?xml",
+    ".pgf": b"%% A figure by Spectra",
+    ".png": b"\x89PNG",
+    ".html": b"<!doctype html>",
+}
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -139,7 +145,7 @@ def test_names_that_the_font_lacks_or_mathematics_would_read_are_drawn_in_a_pdf(
 
 @pytest.mark.parametrize("path", ["figure", "figure.docx", ".pdf", "figure.pdf.gz", ""])
 def test_an_unknown_ending_is_refused(path):
-    with pytest.raises(ValueError, match=r"\.pdf, \.svg, \.png or \.html"):
+    with pytest.raises(ValueError, match=r"\.pdf, \.svg, \.pgf, \.png or \.html"):
         figures.backend_for(path)
 
 
