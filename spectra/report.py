@@ -83,7 +83,7 @@ def write_report(
     """Write figures, final values and provenance of `runs` as one HTML file.
 
     The file opens without a network, in light or dark as the reader's system is, and is the same
-    for the same data, byte for byte. Besides about 5 MB of Plotly it holds each figure twice.
+    for the same data, byte for byte. Most of it are 5 MB of Plotly.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def _pieces(
         for start in range(0, len(runs), _MOST_PANELS):
             some = runs[start : start + _MOST_PANELS]
             last = start + len(some)
-            numbers = f"runs {start + 1} to {last}" if len(some) > 1 else f"run {last}"
+            numbers = f"runs {start + 1} to {last}" if len(some) > 1 else some[0]
             if len(runs) == len(some):
                 numbers = ""
             heading = ", ".join(part for part in (module, numbers) if part)
@@ -249,8 +249,9 @@ def _cell(row: Mapping[Any, Any], column: str) -> str:
     if value is None or pd.isna(value):
         return "–"
     text = _number(value)
-    known = spread is not None and not pd.isna(spread)
-    return f"{text} ± {float(spread):.2g}" if known else text
+    if spread is None or pd.isna(spread):
+        return text
+    return f"{text} ± {float(spread):.2g}"
 
 
 def _number(value: float) -> str:

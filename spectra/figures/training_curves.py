@@ -14,6 +14,7 @@ from spectra.figures.chart import Axis, Chart, Floats, Hover, Ink, Line, Mark, P
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import Label, label_of
+from spectra.figures.scales import padded, spans, value_scale
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     by_run,
@@ -22,7 +23,7 @@ from spectra.figures.selection import (
     thinning_sentence,
     with_known_methods,
 )
-from spectra.figures.step_curves import padded, run_entries, spans, value_scale
+from spectra.figures.step_curves import run_entries
 
 # Above this many recorded steps a curve is drawn faint, and its running mean strong.
 _SMOOTH_ABOVE = 80
