@@ -16,6 +16,8 @@ from dashboard_markup import escape
 from spectra import figures
 
 _MEMORY = "spectra-choices"
+_OWNERS = "spectra-names-in-the-url"
+_PAGE = "spectra-page"
 _FEW_MODULES = 3
 _USUAL_MODULES = ("q_proj", "v_proj")
 
@@ -234,6 +236,18 @@ def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool
     return None if chosen == "auto" else chosen == "log"
 
 
+def enter_page(page: str) -> None:
+    """Forget what the widgets of another page held, before a page is drawn.
+
+    A widget of the same key is a new one there and begins empty, while Streamlit still gives the
+    old one's value under that key; the choices themselves are in the URL and the session.
+    """
+    if st.session_state.get(_PAGE) != page:
+        for key in [key for key in st.session_state if str(key).startswith("choice-")]:
+            del st.session_state[key]
+        st.session_state[_PAGE] = page
+
+
 def set_choice(name: str, *values: object) -> None:
     """Choose for the user, in a callback or before the widget is shown; no value: the default."""
     _remember(name, [str(value) for value in values] or None)
@@ -264,11 +278,19 @@ def set_step(step: int, steps: Sequence[int], name: str = "step") -> None:
 
 def _recall(name: str, memory: str = "") -> list[str] | None:
     remembered = st.session_state.setdefault(_MEMORY, {})
-    if name in st.query_params:
-        remembered[memory or name] = st.query_params.get_all(name)
-    elif (memory or name) in remembered:
-        st.query_params[name] = remembered[memory or name]
-    return remembered.get(memory or name)
+    owners = st.session_state.setdefault(_OWNERS, {})
+    mine = memory or name
+    owner = owners.get(name, mine)
+    there = st.query_params.get_all(name)
+    owners[name] = mine
+    if there and (owner == mine or there != remembered.get(owner)):
+        remembered[mine] = there
+    elif mine in remembered:
+        st.query_params[name] = remembered[mine]
+    else:
+        # Nothing, or what another choice of this name left there: one view's run, another's runs.
+        st.query_params.pop(name, None)
+    return remembered.get(mine)
 
 
 def _remember(name: str, values: list[str] | None, memory: str = "") -> None:

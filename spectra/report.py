@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,11 @@ TITLE = "What fine-tuning did to the singular spectrum"
 
 # As many as one figure shows; more are drawn in several.
 _MOST_PANELS = 16
-_CONDITIONS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "ortho_u", "ortho_v")
+_UNANALYSED = "Nothing to draw: none of the runs is analysed. `spectra analyze RUN` computes it."
+_UNTRAINED = (
+    "Nothing to draw: none of the runs recorded its training. A run does when trained by "
+    "`spectra train`, or passed to Recorder.step."
+)
 _HEADS = {
     "delta_sigma": "mean ΔΣ",
     "delta_d": "mean ΔD",
@@ -77,7 +83,7 @@ def write_report(
     """Write figures, final values and provenance of `runs` as one HTML file.
 
     The file opens without a network, in light or dark as the reader's system is, and is the same
-    for the same data, byte for byte. Besides about 5 MB of Plotly it holds each figure twice.
+    for the same data, byte for byte. Most of it are 5 MB of Plotly.
 
     Parameters
     ----------
@@ -110,7 +116,7 @@ def write_report(
     text = page(TITLE, _introduction(material, notes), list(_sections(material)))
     path = Path(path)
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -137,62 +143,60 @@ def _read(runs: Sequence[Run]) -> _Material:
 
 
 def _sections(material: _Material) -> Iterator[Section]:
-    drift, training = material.drift, material.training
+    drift, training, spectrum = material.drift, material.training, material.spectrum
     labels = group_labels(material.runs)
-    yield _drawn(
-        "trajectories", "Trajectories", drift, figures.describe_trajectory, per_module=False
-    )
-    yield _drawn("layers", "Layers: ΔD over the steps", drift, figures.describe_heatmap)
-    yield _one(
-        "conditioning",
-        "Conditioning",
-        lambda: figures.describe_conditioning(drift, _CONDITIONS),
-    )
-    pairs = regularized_pairs(material.runs)
-    if pairs:
-        yield _one(
-            "ratio",
-            "Condition with and without the regularizer",
-            lambda: figures.describe_kappa_ratio(drift, pairs),
-        )
+    yield _panels("trajectories", "Trajectories", drift, figures.describe_trajectory, False)
+    yield _panels("layers", "Layers: ΔD over the steps", drift, figures.describe_heatmap, True)
+    yield _one("conditioning", "Conditioning", drift, figures.describe_conditioning)
+    if pairs := regularized_pairs(material.runs):
+        title = "Condition with and without the regularizer"
+        yield _one("ratio", title, drift, figures.describe_kappa_ratio, pairs)
     if len(material.runs) > 1:
-        yield _one(
-            "compare",
-            "Methods compared",
-            lambda: figures.describe_compare(drift, training, groups=labels),
-        )
-    yield _one("training", "Training", lambda: figures.describe_training(training))
-    yield _drawn(
-        "spectrum", "Spectrum at the last step", material.spectrum, figures.describe_spectrum
-    )
+        describe = partial(figures.describe_compare, groups=labels)
+        yield _one("compare", "Methods compared", drift, describe, training)
+    yield _one("training", "Training", training, figures.describe_training, nothing=_UNTRAINED)
+    title = "Spectrum at the last step"
+    yield _panels("spectrum", title, spectrum, figures.describe_spectrum, True)
     yield _values(drift, training, labels)
     yield _provenance(material)
 
 
-def _drawn(
+def _panels(
+    key: str, title: str, rows: pd.DataFrame, describe: Callable[..., Chart], per_module: bool
+) -> Section:
+    """Return a section of a panel a run, or a run and module, in as many figures as it takes."""
+    if rows.empty:
+        return Section(key, title, problem=_UNANALYSED)
+    drawings, problems = [], []
+    for heading, modules, piece in _pieces(rows, per_module):
+        try:
+            drawings.append(Drawing(describe(piece, modules=modules), heading))
+        except ValueError as error:
+            problems.append(f"{heading}: {error}" if heading else str(error))
+    return Section(key, title, tuple(drawings), " ".join(problems))
+
+
+def _one(
     key: str,
     title: str,
     rows: pd.DataFrame,
     describe: Callable[..., Chart],
-    per_module: bool = True,
+    *more: Any,
+    nothing: str = "",
 ) -> Section:
-    """Return a section of a panel a run, or a run and module, in as many figures as it takes."""
-    drawings, problems = [], []
-    for names, modules, piece in _pieces(rows, per_module):
-        try:
-            drawings.append(Drawing(describe(piece, modules=modules), names))
-        except ValueError as error:
-            problems.append(f"{names}: {error}" if names else str(error))
-    return Section(key, title, tuple(drawings), " ".join(problems))
+    """Return a section of one figure."""
+    if rows.empty:
+        return Section(key, title, problem=nothing or _UNANALYSED)
+    try:
+        return Section(key, title, (Drawing(describe(rows, *more)),))
+    except ValueError as error:
+        return Section(key, title, problem=str(error))
 
 
 def _pieces(
     rows: pd.DataFrame, per_module: bool
 ) -> Iterator[tuple[str, list[str] | None, pd.DataFrame]]:
     """Yield a heading, the modules and the rows of each figure that a section needs."""
-    if rows.empty:
-        yield "", None, rows
-        return
     runs = list(dict.fromkeys(rows["run"]))
     modules = sorted(set(rows["module"].dropna())) if per_module else [""]
     if len(runs) * len(modules) <= _MOST_PANELS:
@@ -201,19 +205,17 @@ def _pieces(
     for module in modules:
         for start in range(0, len(runs), _MOST_PANELS):
             some = runs[start : start + _MOST_PANELS]
-            numbers = f"runs {start + 1} to {start + len(some)}" if len(runs) > len(some) else ""
+            last = start + len(some)
+            numbers = f"runs {start + 1} to {last}" if len(some) > 1 else some[0]
+            if len(runs) == len(some):
+                numbers = ""
             heading = ", ".join(part for part in (module, numbers) if part)
             yield heading, [module] if module else None, rows[rows["run"].isin(some)]
 
 
-def _one(key: str, title: str, describe: Callable[[], Chart]) -> Section:
-    try:
-        return Section(key, title, (Drawing(describe()),))
-    except ValueError as error:
-        return Section(key, title, problem=str(error))
-
-
 def _values(drift: pd.DataFrame, training: pd.DataFrame, labels: Mapping[str, str]) -> Section:
+    if drift.empty:
+        return Section("values", "Final values", problem=_UNANALYSED)
     parts, problem = [], ""
     try:
         ends = figures.final_values(drift)
@@ -247,8 +249,9 @@ def _cell(row: Mapping[Any, Any], column: str) -> str:
     if value is None or pd.isna(value):
         return "–"
     text = _number(value)
-    known = spread is not None and not pd.isna(spread)
-    return f"{text} ± {float(spread):.2g}" if known else text
+    if spread is None or pd.isna(spread):
+        return text
+    return f"{text} ± {float(spread):.2g}"
 
 
 def _number(value: float) -> str:
@@ -284,8 +287,6 @@ def _introduction(material: _Material, notes: Sequence[str]) -> str:
 
 
 def _provenance(material: _Material) -> Section:
-    import html
-
     parts = [
         f"<details><summary>{html.escape(name)}</summary>"
         f"<pre>{html.escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre></details>\n"

@@ -1,7 +1,7 @@
 """The HTML of a report: one file, which loads nothing from anywhere and runs only its own scripts.
 
-Every figure is there in light and in dark; the script draws the one that the reader's system
-asks for, and the light one on paper.
+Every figure is there in light, with what changes in the dark; the script draws what the reader's
+system asks for, and in light on paper.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from spectra.figures import SCREEN_CONFIG, Chart
+from spectra.figures.chart import Heat, Line, Numbers, Panel
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #ffffff; --ink: #1d1d1f; --faint: #5b5b60;
@@ -63,11 +65,17 @@ _SCRIPT = """
 (function () {
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
   var printing = false;
-  var config = JSON.parse(document.getElementById("config").textContent);
+  var config = read("config");
   var places = Array.prototype.slice.call(document.querySelectorAll(".plot"));
+  function read(id) { return JSON.parse(document.getElementById(id).textContent); }
+  function changed(value, change) {
+    if ("=" in change) { return change["="]; }
+    Object.keys(change).forEach(function (key) { value[key] = changed(value[key], change[key]); });
+    return value;
+  }
   function draw(place) {
-    var shade = dark.matches && !printing ? "dark" : "light";
-    var figure = JSON.parse(document.getElementById(place.id + "-" + shade).textContent);
+    var figure = read(place.id + "-light");
+    if (dark.matches && !printing) { figure = changed(figure, read(place.id + "-dark")); }
     if (printing) { figure.layout.width = 700; }
     return Plotly.react(place, figure.data, figure.layout, config);
   }
@@ -210,16 +218,15 @@ def _figure(key: str, title: str, drawing: Drawing) -> str:
     from spectra.figures import plotly_renderer
 
     # The page sets the caption: it wraps, and can be copied.
-    bare = replace(drawing.chart, caption="")
+    panels = tuple(map(_unpicked, drawing.chart.panels))
+    bare = replace(drawing.chart, caption="", panels=panels)
     label = " ".join(part for part in (title, drawing.name, drawing.chart.reading) if part)
     parts = [f"<h3>{html.escape(drawing.name)}</h3>\n" if drawing.name else ""]
-    height = 0.0
-    for shade in ("light", "dark"):
-        figure = plotly_renderer.draw(bare, dark=shade == "dark")
-        figure.layout.paper_bgcolor = "rgba(0,0,0,0)"
-        height = figure.layout.height
-        text = _escaped(str(figure.to_json(validate=False)))
-        parts.append(f'<script type="application/json" id="{key}-{shade}">{text}</script>\n')
+    light, dark = (_spec(plotly_renderer.draw(bare, dark=dark)) for dark in (False, True))
+    for shade, spec in (("light", light), ("dark", _change(light, dark))):
+        kind = f'type="application/json" id="{key}-{shade}"'
+        parts.append(f"<script {kind}>{_json(spec)}</script>\n")
+    height = light["layout"]["height"]
     place = (
         f'<div class="plot" id="{key}" role="img" aria-label="{html.escape(label)}" '
         f'style="min-height:{height:.0f}px"></div>'
@@ -229,12 +236,38 @@ def _figure(key: str, title: str, drawing: Drawing) -> str:
     return "".join([*parts, f"<figure>{place}{told}</figure>\n"])
 
 
+def _unpicked(panel: Panel) -> Panel:
+    """Without what a click tells: here nothing listens, and it is half of the file."""
+    marks = tuple(
+        replace(mark, pick=None) if isinstance(mark, (Heat, Line, Numbers)) else mark
+        for mark in panel.marks
+    )
+    inset = panel.inset and replace(panel.inset, panel=_unpicked(panel.inset.panel))
+    return replace(panel, marks=marks, inset=inset)
+
+
+def _spec(figure: Any) -> dict[str, Any]:
+    figure.layout.paper_bgcolor = "rgba(0,0,0,0)"
+    spec: dict[str, Any] = json.loads(figure.to_json(validate=False))
+    return spec
+
+
+def _change(one: Any, two: Any) -> dict[str, Any]:
+    """Return what makes `two` of `one`: the data of a figure need not be there twice."""
+    if isinstance(one, dict) and isinstance(two, dict) and set(one) == set(two):
+        keys: Iterable[Any] = one
+    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        keys = range(len(one))
+        if sum(one[i] != two[i] for i in keys) > len(one) / 2 and isinstance(two[0], str):
+            return {"=": two}
+    else:
+        return {"=": two}
+    return {str(key): _change(one[key], two[key]) for key in keys if one[key] != two[key]}
+
+
 def _json(value: object) -> str:
-    return _escaped(json.dumps(value, sort_keys=True))
-
-
-def _escaped(text: str) -> str:
     """JSON that ends no script element: only strings in it hold a ``<``."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return text.replace("<", "\\u003c")
 
 

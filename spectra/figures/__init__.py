@@ -38,7 +38,8 @@ from spectra.figures.tables import (
     write_table,
 )
 from spectra.figures.training_curves import describe_training, training
-from spectra.figures.trajectories import describe_trajectory, trajectory, unrelated_level
+from spectra.figures.trajectories import describe_trajectory, trajectory
+from spectra.figures.trajectory_marks import unrelated_level
 
 __all__ = [
     "LABELS",

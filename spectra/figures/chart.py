@@ -105,7 +105,7 @@ class Line:
     x, y : array of float
     ink : Ink
     width : float
-        Points (1/72 inch) on paper; 0 for markers alone.
+        Points (1/72 inch) on paper.
     dash : str
         One of `style.DASHES`.
     opacity : float

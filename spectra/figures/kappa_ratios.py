@@ -121,8 +121,9 @@ def kappa_ratio(
     thick line is the geometric mean over the layers, which is the same whichever of the two runs
     is divided by the other. Theorem 5 states that the ratio is 1 at t = 0 and falls below 1 once
     the unregularized factors have lost orthonormality enough; the figure measures it, and does
-    not assume it. Where a pair's κ_p differs at step 0, the two did not begin with the same
-    factors, and the caption says so.
+    not assume it. The paper's tables give the two other learning rates, and the ratio of such a
+    pair shows what both do. Where a pair's κ_p differs at step 0, the two did not begin with the
+    same factors, and the caption says so.
 
     References
     ----------
@@ -292,8 +293,8 @@ def _faint(number: int, pair: _Pair, module: str, rows: pd.DataFrame) -> Line:
         np.insert(step.astype(float), ends, step[ends - 1]),
         np.insert(rows["ratio"].to_numpy(), ends, math.nan),
         Ink("run", number),
-        width=0.5,
-        opacity=0.3,
+        width=0.7,
+        opacity=0.4,
         entry=f"pair{number}",
         hover=Hover(f"{pair.title} · {clean(module)}", (("layer", layers.astype(float)),)),
         pick=Pick(

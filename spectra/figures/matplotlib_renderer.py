@@ -158,7 +158,7 @@ def _names(figure: Figure, chart: Chart, sheet: Sheet, grid: list[Axes]) -> list
     once = []
     first = chart.panels[0]
     y_outside, x_outside = named_outside(chart)
-    broken_x = [broken(p.x.label, sheet.panel_width + OVERHANG, sheet.preset) for p in chart.panels]
+    broken_x = [broken(p.x.label, sheet.name_width, sheet.preset) for p in chart.panels]
     broken_y = [
         broken(p.y.label, sheet.panel_height + 2 * OVERHANG, sheet.preset) for p in chart.panels
     ]
@@ -232,7 +232,7 @@ def _legend(figure: Figure, chart: Chart, sheet: Sheet) -> None:
     ]  # fmt: skip
     legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=sheet.legend_columns,
-        handlelength=2.6, handletextpad=0.6, columnspacing=1.2, labelspacing=0.25,
+        handlelength=3.0, handletextpad=0.6, columnspacing=1.2, labelspacing=0.25,
         borderaxespad=0.2, borderpad=0.2,
     )  # fmt: skip
     for text, entry in zip(legend.get_texts(), chart.entries, strict=True):

@@ -32,6 +32,8 @@ _REACH = 1.5
 # What a line of small letters and the air around it take of a panel's height, and a label of its
 # width, in the smallest panels that are drawn.
 _LABEL_HEIGHT, _LABEL_WIDTH = 0.08, 0.4
+# A band thinner than this part of the panel's height is no more than the axis' own line.
+_SEEN = 0.004
 _MOST_NAMES = 4
 
 
@@ -134,9 +136,9 @@ def noise_band(
         The panel's curves, which the label keeps away from; see `Lines`.
     """
     level = max((f.level for f in floors if f.level > 0), default=0.0)
-    top = _place(level, limits, log) if level > 0 else 0.0
-    if top <= 0:
+    if not _seen(level, limits, log):
         return None
+    top = _place(level, limits, log)
     # A run of a lower floor, an adapter say, may be above its own within this band.
     label = "largest noise floor" if _differ(floors) else "noise floor"
     if top > 1:
@@ -189,6 +191,7 @@ def noise_sentence(
     panels: Sequence[Sequence[Floor]],
     runs: Sequence[tuple[str, Floor]],
     limits: tuple[float, float],
+    log: bool = False,
 ) -> str:
     """Return what a caption says of the bands; nothing where there are none.
 
@@ -200,6 +203,8 @@ def noise_sentence(
     runs : sequence of (title, Floor)
     limits : (float, float)
         Of the vertical axes.
+    log : bool
+        Whether these are logarithmic.
     """
     drawn = [max(f.level for f in floors if f.level > 0) for floors in panels if _any(floors)]
     if not drawn:
@@ -208,6 +213,8 @@ def noise_sentence(
     _, own, relation = _FLOORS[column]
     if max(drawn) <= limits[0]:
         return f"The noise floor{own} ({span}) lies below the axis."
+    if not _seen(max(drawn), limits, log):
+        return f"The noise floor{own} ({span}), {_MEANING}{relation}, is too small to be seen."
     mixed = any(f.mixed for floors in panels for f in floors)
     noisiest = "; the noisiest module's" if mixed else ""
     sentence = f"Grey: noise floor{own} ({span}{noisiest}), {_MEANING}{relation}."
@@ -220,6 +227,7 @@ def box_sentence(
     runs: Sequence[tuple[str, tuple[float, float], bool]],
     inside: Sequence[str],
     sigma: str = "ΔΣ",
+    seen: bool = True,
 ) -> str:
     """Return what the caption of a trajectory says of the grey boxes and strips.
 
@@ -232,6 +240,8 @@ def box_sentence(
         Titles of the panels without a point outside.
     sigma : str
         What the horizontal axis shows.
+    seen : bool
+        Whether any is large enough to be seen (`shows`).
     """
     if not runs:
         return ""
@@ -242,13 +252,25 @@ def box_sentence(
         if levels:
             values.append(f"{symbol} {_span(levels)}")
     noisiest = "; the noisiest module's" if any(mixed for *_, mixed in runs) else ""
-    sentence = (
-        f"Grey {' or '.join(sorted(forms))}: noise floor ({', '.join(values)}{noisiest}), "
-        f"{_MEANING}."
-    )
+    floor = f"noise floor ({', '.join(values)}{noisiest}), {_MEANING}"
+    if not seen:
+        return f"The {floor}, is too small to be seen."
+    sentence = f"Grey {' or '.join(sorted(forms))}: {floor}."
     if inside:
         sentence += f" All of {_names(inside)} lies within it."
     return sentence
+
+
+def shows(
+    noise: tuple[float, float], limits: tuple[tuple[float, float], tuple[float, float]]
+) -> bool:
+    """Whether the box or strip of a trajectory is seen on axes of these limits."""
+    across, up = (
+        level <= 0 or _seen(level, axis, log=False)
+        for level, axis in zip(noise, limits, strict=True)
+    )
+    # A box without breadth or height is a line along an axis.
+    return any(level > 0 for level in noise) and across and up
 
 
 def short(level: float) -> str:
@@ -305,6 +327,15 @@ def _places(
     return (values - low) / (high - low)
 
 
+def _seen(level: float, limits: tuple[float, float], log: bool) -> bool:
+    """Whether a band up to `level` is more than a line along the bottom of its panel."""
+    if level <= 0:
+        return False
+    if log:
+        return level > limits[0]
+    return level - max(limits[0], 0.0) >= _SEEN * (limits[1] - limits[0])
+
+
 def _emptiest(
     centres: dict[str, float],
     lines: Lines,
@@ -335,10 +366,11 @@ def _emptiest(
 
 def _joined(lines: Lines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return all lines as one, with a gap after each."""
-    xs, ys = [], []
+    xs: list[NDArray[np.float64]] = []
+    ys: list[NDArray[np.float64]] = []
     for x, y in lines:
-        xs += [np.asarray(x, dtype=float), [math.nan]]
-        ys += [np.asarray(y, dtype=float), [math.nan]]
+        xs += [np.asarray(x, dtype=float), np.array([math.nan])]
+        ys += [np.asarray(y, dtype=float), np.array([math.nan])]
     return (np.concatenate(xs), np.concatenate(ys)) if xs else (np.empty(0), np.empty(0))
 
 

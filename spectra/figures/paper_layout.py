@@ -27,6 +27,8 @@ OVERHANG = 0.08
 # σ_max, κ_p; and W_t, U_pᵀU_p, as `labels` writes them: one letter and its index. Not q_proj.
 _GREEK_INDEX = re.compile(r"(?<!\w)([σκγηλ])_(max|min|[0-9ijkmnprstuv])(?![A-Za-z0-9_])")
 _LATIN_INDEX = re.compile(r"(?<![A-Za-z0-9_])([A-Zuv])_([0-9ijkmnprstuv])(?![A-Za-z0-9_])")
+# ‖U_pᵀU_p − I‖ and |U_0ᵀU_t|: mathematics also in a title, where W_0 may be a run's name.
+_FORMULA = re.compile(r"‖[^‖]*‖|\|[^|]*ᵀ[^|]*\|")
 _INDICES = str.maketrans("0123456789ijkmnprstuvaxe", "₀₁₂₃₄₅₆₇₈₉ᵢⱼₖₘₙₚᵣₛₜᵤᵥₐₓₑ")
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
@@ -50,6 +52,8 @@ class Sheet:
     bar_below : bool
         Whether the colour bar lies below the panels.
     legend_columns : int
+    name_width : float
+        Room for the name of a horizontal axis.
     x_once : float
         Height of the one name that all horizontal axes share where it is too long to stand at
         each; 0 otherwise.
@@ -66,6 +70,7 @@ class Sheet:
     caption: tuple[str, ...]
     bar_below: bool
     legend_columns: int
+    name_width: float
     x_once: float
 
 
@@ -79,7 +84,9 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     sides = 0.1 + (0.55 if at_left else 0.0) + (0.55 if has_bar and not bar_below else 0.0)
     own_side = (0.0 if chart.link_y else 0.38) + (0.0 if at_left else 0.17)
     room = preset.width - sides
-    columns = columns_for(count, chart.columns, int(room / (0.95 + own_side)))
+    # Panels that have ticks of their own are fewer, and may be a little narrower.
+    least = 0.95 if chart.link_y else 0.8 + own_side
+    columns = columns_for(count, chart.columns, int(room / least))
     rows = -(-count // columns)
     panel_width = room / columns - own_side - 0.1
     above_panel = 0.1 + max(_title_lines(p, panel_width, preset) for p in chart.panels) * (
@@ -87,7 +94,9 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     )
     line = preset.small * 1.25 / 72
     tick_line, name_line = line + 0.06, preset.size * 1.25 / 72 + 0.03
-    names = max(len(broken(p.x.label, panel_width + OVERHANG, preset)) for p in chart.panels)
+    # A name may reach under the ticks of the next panel.
+    name_width = panel_width + OVERHANG + 0.8 * own_side
+    names = max(len(broken(p.x.label, name_width, preset)) for p in chart.panels)
     x_once = at_bottom and columns > 1 and names > 1 and not (has_bar and bar_below)
     foot_names = 1 if x_once else names
     own_foot = (0.0 if chart.link_x else tick_line) + (0.0 if at_bottom else names * name_line)
@@ -115,6 +124,7 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
         caption=tuple(lines),
         bar_below=bar_below,
         legend_columns=legend_columns,
+        name_width=name_width,
         x_once=once,
     )
 
@@ -192,7 +202,7 @@ def legend_columns_for(chart: Chart, preset: Preset) -> int:
 
 def legend_handle(preset: Preset) -> float:
     """Return what an entry of the legend takes beside its name, inches."""
-    return (2.6 + 0.6 + 1.2) * preset.small / 72
+    return (3.0 + 0.6 + 1.2) * preset.small / 72
 
 
 def text_width(text: str, preset: Preset, size: float) -> float:
@@ -245,6 +255,7 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
 def plain(text: str) -> str:
     """Return `text` as it stands on paper: σₘₐₓ for σ_max, and no control characters."""
     text = "".join(c if c.isprintable() else " " if c.isspace() else _UNPRINTABLE for c in text)
+    text = _FORMULA.sub(lambda found: _LATIN_INDEX.sub(_with_index, found[0]), text)
     return _GREEK_INDEX.sub(_with_index, text)
 
 

@@ -227,7 +227,8 @@ def _(mark: Note, axes: Axes, look: Look, order: float) -> None:
     text = "\n".join(wrap(mark.text, look.width * 0.95, look.preset, size, most=3))
     across = 0.01 if mark.side == "left" else 0.99
     frame: Any = axes.transAxes if mark.y is None else axes.get_yaxis_transform()
-    height = 1.0 if mark.y is None else float(np.clip(mark.y, *sorted(look.panel.y.limits)))
+    low, high = sorted(look.panel.y.limits)
+    height = 1.0 if mark.y is None else min(max(mark.y, low), high)
     axes.annotate(
         text, (across, height), xycoords=frame, xytext=(0, 1.5 if mark.over else -1.5),
         textcoords="offset points", ha=mark.side, va="bottom" if mark.over else "top",

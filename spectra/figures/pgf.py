@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,11 @@ _MACROS = (
     # Colour; left, bottom, width and height in inches.
     r"\def\spectracell#1#2#3#4#5{\definecolor{currentfill}{HTML}{#1}\pgfsetfillcolor{currentfill}"
     r"\pgfpathrectangle{\pgfqpoint{#2in}{#3in}}{\pgfqpoint{#4in}{#5in}}\pgfusepath{fill}}",
+    r"\def\spectralineto#1#2{\pgfpathlineto{\pgfqpoint{#1in}{#2in}}}",
+    r"\def\spectramoveto#1#2{\pgfpathmoveto{\pgfqpoint{#1in}{#2in}}}",
 )
+# A path's corners are most of a picture; a tenth of a thousandth of an inch is fine enough.
+_CORNER = re.compile(r"\\pgfpath(lineto|moveto)\{\\pgfqpoint\{(-?[\d.]+)in\}\{(-?[\d.]+)in\}\}")
 _FOOTER = r"""\end{pgfpicture}%
 \makeatother%
 \endgroup%
@@ -73,7 +78,12 @@ def picture(figure: Figure) -> str:
     )
     figure.draw(_Renderer(figure, page))
     page.write(_FOOTER)
-    return page.getvalue()
+    return _CORNER.sub(_short, page.getvalue())
+
+
+def _short(corner: re.Match[str]) -> str:
+    x, y = float(corner[2]), float(corner[3])
+    return f"\\spectra{corner[1]}{{{x:.4f}}}{{{y:.4f}}}"
 
 
 class _Renderer(RendererPgf):

@@ -90,6 +90,8 @@ def draw_marks(place: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     for mark in _merged(place.panel.marks, place.shades):
         if isinstance(mark, list):
             traces += _lines(mark, place)
+        elif isinstance(mark, Line):
+            traces += _lines([mark], place)
         elif isinstance(mark, Band):
             traces.append(_band(mark, place))
         elif isinstance(mark, Numbers):
@@ -238,12 +240,13 @@ def _heat(heat: Heat, place: Place) -> list[dict[str, Any]]:
                 colours = np.log10(values)
         # What lies beyond the bar has the colour of its end.
         colours = np.clip(colours, *bar_limits(place.bar))
-    trace = {
+    x, y = np.asarray(heat.x, dtype=float), np.asarray(heat.y, dtype=float)
+    trace: dict[str, Any] = {
         "type": "heatmap",
         "xaxis": place.x,
         "yaxis": place.y,
-        "x": np.asarray(heat.x, dtype=float),
-        "y": np.asarray(heat.y, dtype=float),
+        "x": x,
+        "y": y,
         "z": colours,
         "coloraxis": "coloraxis",
         "hoverongaps": False,
@@ -269,8 +272,8 @@ def _heat(heat: Heat, place: Place) -> list[dict[str, Any]]:
     custom[:, 4] = readable(values[there])
     points = _scatter(place, "") | {
         "mode": "markers",
-        "x": trace["x"][across[there]],
-        "y": trace["y"][up[there]],
+        "x": x[across[there]],
+        "y": y[up[there]],
         "marker": _UNSEEN,
         "customdata": shared(custom),
         "hovertemplate": f"{template} %{{customdata[{PICKED}]}}<extra></extra>",

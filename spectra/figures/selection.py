@@ -68,9 +68,9 @@ def select_rows(
         places[column], values = codes(rows[column])
         sizes[column] = len(values)
         if members is not None:
-            members = _members(members)
+            wanted_values = _members(members)
             # One entry more, for rows without a value: their code is −1.
-            chosen &= np.array([*(v in members for v in values), False])[places[column]]
+            chosen &= np.array([*(v in wanted_values for v in values), False])[places[column]]
     if not chosen.any():
         raise ValueError(
             "No drift rows match the chosen modules, layers and steps. The rows hold modules "
@@ -241,7 +241,7 @@ def thinning_sentence(what: str, drawn: int, steps: int) -> str:
 def codes(column: pd.Series) -> tuple[Codes, list[Any]]:
     """Return a number for every row, −1 where it has no value, and the values they stand for."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.codes.to_numpy(np.int64), list(column.cat.categories)
+        return np.asarray(column.cat.codes, dtype=np.int64), list(column.cat.categories)
     places, values = pd.factorize(column)
     return places.astype(np.int64, copy=False), list(values)
 

@@ -14,6 +14,7 @@ from spectra.figures.chart import Axis, Chart, Floats, Hover, Ink, Line, Mark, P
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import Label, label_of
+from spectra.figures.scales import padded, spans, value_scale
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     by_run,
@@ -22,7 +23,7 @@ from spectra.figures.selection import (
     thinning_sentence,
     with_known_methods,
 )
-from spectra.figures.step_curves import padded, run_entries, spans, value_scale
+from spectra.figures.step_curves import run_entries
 
 # Above this many recorded steps a curve is drawn faint, and its running mean strong.
 _SMOOTH_ABOVE = 80
@@ -117,9 +118,11 @@ def describe_training(
             "another column for against, for example step."
         )
     shown = np.logical_or.reduce([both[c] for c in filled])
-    runs = list(by_run(rows[shown], rows))
+    whole = {run: part for run, _, part in by_run(rows, rows)}
+    runs = [(run, title, whole[run]) for run, title, _ in by_run(rows[shown], rows)]
     # Of each column by itself: an evaluation has a value now and then, the loss at every step.
     windows = {c: smooth or _window(rows[_finite(rows, c)]) for c in {*filled, against}}
+    averaged = windows[against] > 1 and any(_falls(part, against) for _, _, part in runs)
     budget = int(MOST_LINE_POINTS / len(filled) / len(runs))
     panels, notes, most, kept = [], [], 0, 0
     lows, highs = [], []
@@ -143,13 +146,17 @@ def describe_training(
                 continue
             x, y, steps = (part[c].to_numpy(float)[here] for c in (against, column, "step"))
             smoothed = _running_mean(y, windows[column])
-            if windows[against] > 1 and (np.diff(x) < 0).any():
-                x = _running_mean(x, windows[against])
+            if averaged:
+                # Over its own record: the column may have a value now and then only.
+                known = _finite(part, against)
+                mean = _running_mean(part[against].to_numpy(float)[known], windows[against])
+                x = mean[here[known]]
             elif windows[column] > 1:
                 at = _extremes(y, budget // 3)
                 faint.append(Line(x[at], y[at], Ink("run", i), 0.5, opacity=0.3, entry=f"run {i}"))
-            at = np.isin(steps, thin_steps(steps, 1, budget // (3 if windows[column] > 1 else 1)))
-            most, kept = max(most, len(steps)), max(kept, int(at.sum()))
+            thinned = thin_steps(steps, 1, budget // (3 if windows[column] > 1 else 1))
+            at = np.flatnonzero(np.isin(steps, thinned))
+            most, kept = max(most, len(steps)), max(kept, len(at))
             hover: tuple[tuple[str, Floats], ...] = ()
             if against != "step":
                 hover = (("step", steps[at]),)
@@ -174,7 +181,11 @@ def describe_training(
         entries=run_entries([title for _, title, _ in runs]),
         reading=_reading(filled, against),
         caption=_join(
-            *_smoothing_sentences({c: windows[c] for c in filled}),
+            *(
+                [_averaging_sentence({c: windows[c] for c in (against, *filled)})]
+                if averaged
+                else _smoothing_sentences({c: windows[c] for c in filled})
+            ),
             thinning_sentence("Lines through", kept, most),
             f"Not recorded: {', '.join(empty)}." if empty else "",
             *notes,
@@ -215,6 +226,12 @@ def _finite(rows: pd.DataFrame, column: str) -> NDArray[np.bool_]:
     return np.isfinite(rows[column].to_numpy(dtype=float, na_value=np.nan))
 
 
+def _falls(part: pd.DataFrame, column: str) -> bool:
+    """Whether a column ever gets less from one recorded step to the next."""
+    values = part[column].to_numpy(dtype=float)
+    return bool((np.diff(values[np.isfinite(values)]) < 0).any())
+
+
 def _across(against: str, low: float, high: float) -> Axis:
     label = label_of(against) if against != "step" else Label("step", "", "")
     ratio = _LOG_FROM_RATIO.get(against)
@@ -236,15 +253,22 @@ def _window(rows: pd.DataFrame) -> int:
 
 
 def _smoothing_sentences(windows: dict[str, int]) -> list[str]:
+    """Say what the strong lines are means of, and the faint ones the record of."""
     alike = len(set(windows.values())) == 1
     sentences = []
     for column, window in windows.items():
         if window > 1:
-            head = "Strong" if alike else f"{label_of(column).symbol}, strong"
-            sentences.append(f"{head}: mean of {window} recorded steps; faint: every one.")
+            symbol = "" if alike else f"{label_of(column).symbol}: "
+            sentences.append(f"{symbol}Strong: mean of {window} recorded steps; faint: every one.")
             if alike:
                 break
     return sentences
+
+
+def _averaging_sentence(windows: dict[str, int]) -> str:
+    """Say what is averaged where the horizontal axis is."""
+    means = [f"{label_of(c).symbol} {window}" for c, window in windows.items() if window > 1]
+    return f"Means of so many recorded steps: {', '.join(means)}."
 
 
 def _running_mean(values: Floats, window: int) -> Floats:

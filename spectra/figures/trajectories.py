@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,46 +15,48 @@ from spectra.figures.chart import (
     Chart,
     ColourBar,
     Entry,
-    Floats,
     Frame,
-    Hover,
     Ink,
     Inset,
-    Line,
     Mark,
-    Numbers,
     Panel,
-    Pick,
     Rule,
-    Zone,
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import Floor, box_sentence, noise_floor, reach
+from spectra.figures.noise import Floor, box_sentence, shows
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     MOST_NUMBERS,
-    Blocks,
-    blocks,
     by_run,
     clean,
-    joined,
     module_order,
     select_rows,
-    thin_places,
-    thin_steps,
     thinning_sentence,
+)
+from spectra.figures.trajectory_marks import (
+    Limits,
+    Look,
+    RunPaths,
+    ground,
+    layer_numbers,
+    layer_paths,
+    mean_paths,
+    module_key,
+    noise_zone,
+    run_key,
+    unrelated_rules,
 )
 
 # On shared axes a panel that uses less than this part of both axes gets an enlarged inset.
 _INSET_BELOW = 0.4
 # Mean paths get this part of the points, the layers' paths the rest.
 _MEANS_SHARE = 0.25
-# More markers on a path hide it.
-_MOST_MARKERS = 16
+# More numbers than this at one step, over all panels, and only some of the layers are numbered.
+_MOST_AT_ONCE = 1_000
 # More numbers than this in the one panel of all runs hide one another and the paths.
-_MOST_OVERLAID_NUMBERS = 700
+_MOST_OVERLAID_NUMBERS = 400
 _MOST_TICKS = 9
 _READING = (
     "Each path starts at the base, at the origin: to the right the singular values changed, "
@@ -153,26 +153,6 @@ def trajectory(
     return draw(chart, backend, dark=dark, preset=preset)
 
 
-def unrelated_level(rows: float, cols: float) -> float:
-    """ΔD that two unrelated orthonormal bases would have.
-
-    Unit vectors drawn at random in R^d overlap by √(2/(πd)) in mean absolute value (for large
-    d), so ΔD ≈ 1 − (√(2/(πm)) + √(2/(πn)))/2 for a matrix of m rows and n columns.
-
-    Parameters
-    ----------
-    rows, cols : float
-        m and n, at least 1.
-
-    Returns
-    -------
-    float
-        Between 0 and 1; 0.9875 for 4096 × 4096.
-    """
-    left, right = math.sqrt(2 / (math.pi * rows)), math.sqrt(2 / (math.pi * cols))
-    return 1 - (left + right) / 2
-
-
 def describe_trajectory(
     drift: pd.DataFrame,
     *,
@@ -197,10 +177,10 @@ def describe_trajectory(
     if relative:
         rows = _relative(rows)
     order = module_order(rows, modules)
-    runs = [_Run(*named, order) for named in by_run(rows, drift)]
+    runs = [RunPaths(*named, order) for named in by_run(rows, drift)]
     all_steps = np.unique(rows["step"].to_numpy())
     last = int(all_steps[-1]) if until is None else until
-    look = _Look(
+    look = Look(
         modules=order,
         x=Axis(*_sigma_label(relative), (0.0, 1.0)),
         ends=(int(all_steps[0]), int(all_steps[-1])),
@@ -226,94 +206,7 @@ def describe_trajectory(
     )
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What all panels share; `ends` are the first and last step of the colour scale."""
-
-    modules: tuple[str, ...]
-    x: Axis
-    ends: tuple[int, int]
-    until: int
-
-    def axes(self, limits: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Axis, Axis]:
-        label = label_of("delta_d")
-        return (
-            Axis(self.x.label, self.x.symbol, limits[0]),
-            Axis(label.axis, label.symbol, limits[1]),
-        )
-
-
-class _Run:
-    """One run's rows, its noise floors and what the panel must hold."""
-
-    def __init__(self, run: str, title: str, part: pd.DataFrame, modules: tuple[str, ...]) -> None:
-        self.run, self.title, self.part = run, title, part
-        self.block: Blocks = blocks(part, modules)
-        self.sigma, self.d = self.block.of("delta_sigma"), self.block.of("delta_d")
-        self.floors = noise_floor(part, "delta_sigma"), noise_floor(part, "delta_d")
-        self.matrices = int(np.isfinite(self.d).any(axis=1).sum())
-        self.unrelated = _unrelated(part)
-
-    @property
-    def noise(self) -> tuple[float, float]:
-        return tuple(f.level if f.level > 0 else 0.0 for f in self.floors)  # type: ignore[return-value]
-
-    @property
-    def mixed(self) -> bool:
-        return any(f.mixed for f in self.floors)
-
-    @property
-    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        return (
-            _padded(float(np.nanmax(self.sigma)), self.noise[0]),
-            _padded(float(np.nanmax(self.d)), self.noise[1]),
-        )
-
-    @property
-    def mean_limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """What the mean paths alone need."""
-        ends = [self.mean(i)[1:] for i in range(len(self.d)) if np.isfinite(self.d[i]).any()]
-        x, y = (max(float(path[i].max()) for path in ends) for i in (0, 1))
-        return _padded(x, self.noise[0]), _padded(y, self.noise[1])
-
-    @property
-    def inside(self) -> bool:
-        """Whether a box or strip is drawn and no point lies outside."""
-        across, up = (floor or math.inf for floor in self.noise)
-        return any(self.noise) and bool(np.nanmax(self.sigma) <= across and np.nanmax(self.d) <= up)
-
-    def drawn(self, per_step: int, budget: float, until: int) -> NDArray[Any]:
-        """Return which steps to draw: thinned as for the whole run, then those up to `until`."""
-        kept = thin_steps(self.block.steps, per_step, int(budget))
-        last = self.block.steps[self.block.steps <= until][-1:]
-        return np.isin(self.block.steps, np.union1d(kept[kept <= until], last))
-
-    def moved(self) -> NDArray[Any]:
-        """Return which points to number.
-
-        At step 0 nothing has moved: the origin stands for it, not a heap of numbers upon it.
-        """
-        with np.errstate(invalid="ignore"):
-            return np.isfinite(self.d) & (
-                (self.block.steps > 0)[:, None] | (self.sigma != 0) | (self.d != 0)
-            )
-
-    def mean(self, module: int) -> tuple[NDArray[Any], Floats, Floats]:
-        """Return steps, ΔΣ and ΔD of the mean path of a module, from the origin on."""
-        there = np.isfinite(self.d[module])
-        count = there.sum(axis=1)
-        steps = self.block.steps[count > 0]
-        x, y = (
-            np.where(there, values[module], 0.0).sum(axis=1)[count > 0] / count[count > 0]
-            for values in (self.sigma, self.d)
-        )
-        early = steps <= 0
-        if not x[early].any() and not y[early].any():
-            steps, x, y = steps[~early], x[~early], y[~early]
-        return np.append(0, steps), np.append(0.0, x), np.append(0.0, y)
-
-
-def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
+def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
     common = _common([run.limits for run in runs])
     small = [
         shared
@@ -321,37 +214,38 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
         for r in runs
     ]
     pairs = len(runs) + sum(small)
+    every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
-        numbers = run.drawn(run.matrices, MOST_NUMBERS / len(runs), look.until)
+        numbers = run.drawn(-(-run.matrices // every), MOST_NUMBERS / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
         points = (1 - _MEANS_SHARE) * MOST_LINE_POINTS / pairs - 2 * run.matrices
         paths = run.drawn(run.matrices, points, look.until)
         numbered.append(int(numbers.sum()))
         pathed.append(int(paths.sum()))
         limits = common if shared else run.limits
-        behind = (*_ground(run, limits), *_layer_paths(run, look, paths))
-        means = _mean_paths(run, look, _MEANS_SHARE * MOST_LINE_POINTS / pairs)
+        behind = (*ground(run, limits), *layer_paths(run, look, paths))
+        means = mean_paths(run, look, _MEANS_SHARE * MOST_LINE_POINTS / pairs)
         inset = None
         # Where an inset shows the numbers, the small view shows the paths alone.
         marks: tuple[Mark, ...] = (*behind, *means)
         if enlarge:
             marks = (*marks, Frame(*run.limits))
             inside = (
-                *_ground(run, run.limits),
-                *_layer_paths(run, look, paths),
-                *_numbers(run, look, numbers),
+                *ground(run, run.limits),
+                *layer_paths(run, look, paths),
+                *layer_numbers(run, look, numbers, every),
                 *means,
             )
             inset = Inset(
                 _inset_place(run.limits, common), Panel("", *look.axes(run.limits), inside)
             )
         else:
-            marks = (*behind, *_numbers(run, look, numbers), *means)
+            marks = (*behind, *layer_numbers(run, look, numbers, every), *means)
         panels.append(Panel(run.title, *look.axes(limits), marks, inset=inset))
     entries = tuple(
         Entry(
-            _module_key(i),
+            module_key(i),
             f"{clean(module)}, mean of layers",
             Ink("module", i),
             dash=style.dash(i),
@@ -369,6 +263,7 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
         bar=_step_bar(all_steps),
         caption=_sentences(
             _lettering_sentence(look.modules),
+            f"Of {every} layers one is numbered." if every > 1 else "",
             thinning_sentence("Numbers at", max(numbered), longest),
             thinning_sentence("Layers' paths through", max(pathed), longest),
             _unrelated_sentence(runs, panels),
@@ -376,6 +271,10 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
                 [(r.title, r.noise, r.mixed) for r in runs if any(r.noise)],
                 [r.title for r in runs if r.inside],
                 look.x.symbol,
+                any(
+                    shows(r.noise, r.limits if enlarge or not shared else common)
+                    for r, enlarge in zip(runs, small, strict=True)
+                ),
             ),
             "Insets enlarge the range near the origin." if any(small) else "",
         ),
@@ -384,29 +283,29 @@ def _panels(runs: Sequence[_Run], look: _Look, shared: bool) -> Chart:
     )
 
 
-def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
+def _overlay(runs: Sequence[RunPaths], look: Look) -> Chart:
     numbers = sum(run.matrices for run in runs) <= _MOST_OVERLAID_NUMBERS
     limits = _common([run.limits if numbers else run.mean_limits for run in runs])
     ends = [run.drawn(run.matrices, run.matrices, look.until) for run in runs]
     several = len(look.modules) > 1
     floors = [Floor(max(run.noise[i] for run in runs)) for i in (0, 1)]
     noise = floors[0].level, floors[1].level
-    marks: list[Mark] = [*_noise_zone(noise), *_unrelated_rules(runs, limits)]
+    marks: list[Mark] = [*noise_zone(noise), *unrelated_rules(runs, limits)]
     budget = MOST_LINE_POINTS / len(runs)
     for i, run in enumerate(runs):
-        marks += _mean_paths(run, look, budget, run_index=i)
+        marks += mean_paths(run, look, budget, run_index=i)
     if numbers:
         # Above the paths, which all come together where they start and part where they end.
         for i, (run, end) in enumerate(zip(runs, ends, strict=True)):
-            marks += _numbers(run, look, end, run_index=i)
+            marks += layer_numbers(run, look, end, 1, run_index=i)
     entries = [
-        Entry(_run_key(i), run.title, Ink("run", i), dash=style.dash(i), width=1.6)
+        Entry(run_key(i), run.title, Ink("run", i), dash=style.dash(i), width=1.6)
         for i, run in enumerate(runs)
     ]
     if several:
         entries += [
             Entry(
-                _module_key(i), clean(m), Ink("text"), marker=style.marker(i), width=0, lettering=i
+                module_key(i), clean(m), Ink("text"), marker=style.marker(i), width=0, lettering=i
             )
             for i, m in enumerate(look.modules)
         ]
@@ -424,125 +323,14 @@ def _overlay(runs: Sequence[_Run], look: _Look) -> Chart:
             what,
             _unrelated_sentence(runs, [panel]),
             box_sentence(
-                [("", noise, any(r.mixed for r in runs))] if any(noise) else [], [], look.x.symbol
+                [("", noise, any(r.mixed for r in runs))] if any(noise) else [],
+                [],
+                look.x.symbol,
+                shows(noise, limits),
             ),
             "It is the largest of the runs'." if differ and any(noise) else "",
         ),
     )
-
-
-def _ground(run: _Run, limits: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Mark, ...]:
-    return (*_noise_zone(run.noise), *_unrelated_rules([run], limits))
-
-
-def _noise_zone(noise: tuple[float, float]) -> tuple[Zone, ...]:
-    if not any(noise):
-        return ()
-    # A strip reaches over the whole panel, however far it is zoomed.
-    across, up = ((0.0, level) if level else (None, None) for level in noise)
-    return (Zone(x=across, y=up),)
-
-
-def _unrelated_rules(
-    runs: Sequence[_Run], limits: tuple[tuple[float, float], tuple[float, float]]
-) -> list[Rule]:
-    levels = sorted({level for run in runs for level in run.unrelated})
-    low, high = limits[1]
-    return [Rule(y=level) for level in levels if low < level <= high]
-
-
-def _layer_paths(run: _Run, look: _Look, drawn: NDArray[Any]) -> list[Line]:
-    lines = []
-    steps = int(drawn.sum())
-    for i in range(len(look.modules)):
-        # The origin before the first step; a layer that has no step yet has no path.
-        some = np.where(np.isfinite(run.d[i]).any(axis=0), 0.0, np.nan)[None]
-        x, y = (np.vstack([some, values[i][drawn]]) for values in (run.sigma, run.d))
-        if steps and np.isfinite(y[1:]).any():
-            path = joined(x, y)
-            lines.append(
-                Line(path[0], path[1], Ink("grey"), 0.4, opacity=0.35, entry=_module_key(i))
-            )
-    return lines
-
-
-def _numbers(
-    run: _Run, look: _Look, drawn: NDArray[Any], run_index: int | None = None
-) -> list[Numbers]:
-    kappa = run.block.of("kappa") if "kappa" in run.part else np.full(run.d.shape, np.nan)
-    shown = run.moved() & drawn[:, None]
-    found = []
-    for i, module in enumerate(look.modules):
-        step, layer = np.nonzero(shown[i])
-        if not len(step):
-            continue
-        steps, layers = run.block.steps[step], run.block.layers[layer]
-        name = clean(module) if run_index is None else f"{run.title} · {clean(module)}"
-        found.append(
-            Numbers(
-                x=run.sigma[i][shown[i]],
-                y=run.d[i][shown[i]],
-                texts=tuple(map(str, layers.tolist())),
-                places=_fractions(steps, look.ends),
-                lettering=i,
-                ink=None if run_index is None else Ink("run", run_index),
-                entry=_module_key(i) if run_index is None else _run_key(run_index),
-                hover=Hover(
-                    name,
-                    (
-                        ("layer", layers.astype(float)),
-                        ("step", steps.astype(float)),
-                        ("κ", kappa[i][shown[i]]),
-                    ),
-                ),
-                pick=Pick(run.run, module, tuple(layers.tolist()), tuple(steps.tolist())),
-            )
-        )
-    return found
-
-
-def _mean_paths(run: _Run, look: _Look, budget: float, run_index: int | None = None) -> list[Line]:
-    lines = []
-    several = len(look.modules) > 1
-    present = [i for i in range(len(look.modules)) if np.isfinite(run.d[i]).any()]
-    for i in present:
-        steps, x, y = run.mean(i)
-        count = max(1, int(np.searchsorted(steps, look.until, side="right")))
-        path, few = (
-            _places(len(steps), count, most)
-            for most in (max(1, int(budget) // len(present)), _MOST_MARKERS)
-        )
-        name = f"{clean(look.modules[i])}, mean of layers"
-        if run_index is None:
-            ink, dash, key = Ink("module", i), style.dash(i), _module_key(i)
-        else:
-            ink, dash, key = Ink("run", run_index), style.dash(run_index), _run_key(run_index)
-            name = f"{run.title} · {name}"
-        marker = style.marker(i if several or run_index is None else 0)
-        crowded = len(path) > _MOST_MARKERS + 2
-        for shown, width, symbol in (
-            [(path, 1.5, ""), (few, 0.0, marker)] if crowded else [(path, 1.5, marker)]
-        ):
-            lines.append(
-                Line(
-                    x[shown],
-                    y[shown],
-                    ink,
-                    width,
-                    dash=dash,
-                    marker=symbol,
-                    rim=True,
-                    entry=key,
-                    hover=Hover(name, (("step", steps[shown].astype(float)),)),
-                )
-            )
-    return lines
-
-
-def _places(found: int, count: int, most: int) -> NDArray[np.intp]:
-    """Return the first of `found` points, and those of them to draw among the first `count`."""
-    kept = thin_places(found, most)
-    return np.unique(np.concatenate([[0], kept[kept < count], [count - 1]]))
 
 
 def _without_base(drift: pd.DataFrame) -> list[str]:
@@ -571,32 +359,19 @@ def _sigma_label(relative: bool) -> tuple[str, str]:
     return label_of("delta_sigma").axis, label_of("delta_sigma").symbol
 
 
-def _padded(high: float, floor: float) -> tuple[float, float]:
-    # Room for half a number beyond the outermost points, and for the origin's dot.
-    high = high if high > 0 else floor or 1e-12
-    return reach((-0.045 * high, 1.07 * high), [floor])
-
-
-def _common(
-    limits: Sequence[tuple[tuple[float, float], tuple[float, float]]],
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _common(limits: Sequence[Limits]) -> Limits:
     x, y = ((min(o[i][0] for o in limits), max(o[i][1] for o in limits)) for i in (0, 1))
     return x, y
 
 
 def _inset_place(
-    own: tuple[tuple[float, float], tuple[float, float]],
-    common: tuple[tuple[float, float], tuple[float, float]],
+    own: Limits,
+    common: Limits,
 ) -> tuple[float, float, float, float]:
     """Left, bottom, width and height of the inset as parts of the panel, clear of the data."""
     left = 0.2 + max(own[0][1] / common[0][1], 0.1)
     bottom = 0.16 + max(own[1][1] / common[1][1], 0.1)
     return (left, bottom, 0.98 - left, 0.98 - bottom)
-
-
-def _fractions(steps: NDArray[Any], ends: tuple[int, int]) -> Floats:
-    low, high = ends
-    return np.ones(len(steps)) if high <= low else (steps - low) / (high - low)
 
 
 def _step_bar(steps: NDArray[Any]) -> ColourBar | None:
@@ -607,20 +382,6 @@ def _step_bar(steps: NDArray[Any]) -> ColourBar | None:
     return ColourBar("step", "step", (low, high), ticks=ticks)
 
 
-def _unrelated(part: pd.DataFrame) -> tuple[float, ...]:
-    if not {"rows", "cols"} <= set(part.columns):
-        return ()
-    m, n = (part[c].to_numpy(dtype=float, na_value=np.nan) for c in ("rows", "cols"))
-    known = (m > 0) & (n > 0)
-    # Of each number by itself first: distinct pairs take longer to find.
-    shapes = {
-        (height, width)
-        for height in pd.unique(m[known])
-        for width in pd.unique(n[known & (m == height)])
-    }
-    return tuple(sorted({round(unrelated_level(*shape), 3) for shape in shapes}))
-
-
 def _lettering_sentence(modules: tuple[str, ...], where: str = "") -> str:
     if len(modules) == 1:
         return f"Numbers{where} are layers of {clean(modules[0])}."
@@ -628,7 +389,7 @@ def _lettering_sentence(modules: tuple[str, ...], where: str = "") -> str:
     return f"Numbers{where} are layers ({fonts})."
 
 
-def _unrelated_sentence(runs: Sequence[_Run], panels: Sequence[Panel]) -> str:
+def _unrelated_sentence(runs: Sequence[RunPaths], panels: Sequence[Panel]) -> str:
     levels = sorted({level for run in runs for level in run.unrelated})
     if not levels:
         return ""
@@ -640,11 +401,3 @@ def _unrelated_sentence(runs: Sequence[_Run], panels: Sequence[Panel]) -> str:
 
 def _sentences(*sentences: str) -> str:
     return " ".join(s for s in sentences if s)
-
-
-def _module_key(index: int) -> str:
-    return f"module {index}"
-
-
-def _run_key(index: int) -> str:
-    return f"run {index}"

@@ -90,14 +90,17 @@ def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     found: dict[Hashable, list[_Described]] = {}
     for number, one in enumerate(_describe(runs)):
         found.setdefault(_key(one) or number, []).append(one)
+    of_method: dict[str, list[_Described]] = {}
+    for members in found.values():
+        of_method.setdefault(members[0].method, []).append(members[0])
+    varying = {method: _varying(firsts) for method, firsts in of_method.items()}
     groups = []
     for members in found.values():
         first = members[0]
-        rivals = [m[0] for m in found.values() if m is not members and m[0].method == first.method]
-        varies = _varying(first, rivals)
+        varies = {k: v for k, v in _settings(first).items() if k in varying[first.method]}
         groups.append(
             RunGroup(
-                label=_label(first, varies, alone=not rivals),
+                label=_label(first, varies, alone=len(of_method[first.method]) == 1),
                 method=first.method,
                 runs=tuple(m.run for m in members),
                 names=tuple(m.name for m in members),
@@ -202,16 +205,20 @@ def _settings(one: _Described) -> Mapping[str, Any]:
     return one.settings or {}
 
 
-def _varying(one: _Described, rivals: Sequence[_Described]) -> dict[str, Any]:
-    """Return the settings of a run in which some other group of its method differs."""
-    if one.settings is None:
-        return {}
-    others = [rival.settings for rival in rivals if rival.settings is not None]
-    varies = {k: v for k, v in one.settings.items() if any(o.get(k) != v for o in others)}
+def _varying(groups: Sequence[_Described]) -> set[str]:
+    """Return the settings in which groups of one method differ."""
+    known = [one.settings for one in groups if one.settings is not None]
+    values: dict[str, set[str]] = {}
+    for settings in known:
+        for key, value in settings.items():
+            values.setdefault(key, set()).add(json.dumps(value, sort_keys=True, default=str))
+    varying = {
+        key for key, of_key in values.items() if len(of_key) > 1 or any(key not in s for s in known)
+    }
     # α that follows the rank says nothing that the rank does not.
-    if "rank" in varies and all(s.get("alpha") == s.get("rank") for s in (one.settings, *others)):
-        varies.pop("alpha", None)
-    return varies
+    if "rank" in varying and all(s.get("alpha") == s.get("rank") for s in known):
+        varying.discard("alpha")
+    return varying
 
 
 def _label(one: _Described, varies: Mapping[str, Any], alone: bool) -> str:

@@ -392,14 +392,16 @@ def read_runs(runs: Sequence[Run], table: str) -> pd.DataFrame:
 
 def run_names(runs: Sequence[Run]) -> list[str]:
     """Return a name for each run: its folder's, with the folders above it where two share it."""
-    names = []
-    for run in runs:
-        twins = {other.path.resolve() for other in runs if other.name == run.name}
-        name = run.name
-        if len(twins) > 1:
-            name = run.path.resolve().relative_to(os.path.commonpath(twins)).as_posix()
-        names.append(name)
-    return names
+    paths = [run.path.resolve() for run in runs]
+    twins: dict[str, set[Path]] = {}
+    for path in paths:
+        twins.setdefault(path.name, set()).add(path)
+    # Of the folders above, since one run may lie within another of its name.
+    shared = {n: os.path.commonpath([p.parent for p in of_name]) for n, of_name in twins.items()}
+    return [
+        path.relative_to(shared[path.name]).as_posix() if len(twins[path.name]) > 1 else path.name
+        for path in paths
+    ]
 
 
 def software_versions() -> dict[str, str]:

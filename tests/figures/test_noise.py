@@ -40,7 +40,7 @@ def level(panel: Panel) -> float | None:
 def corner(panel: Panel) -> tuple[float, float] | None:
     """ΔΣ and ΔD up to which a trajectory's panel is grey; 0 where a strip runs through it."""
     found = zone(panel)
-    return found and (found.x[1] or 0.0, found.y[1] or 0.0)
+    return None if found is None else (found.x[1] or 0.0, found.y[1] or 0.0)
 
 
 def two_runs(first, second):
@@ -206,6 +206,30 @@ def test_a_floor_below_a_logarithmic_axis_is_said_and_not_drawn():
     assert "The noise floor (1e−12) lies below the axis." in description.caption
 
 
+def test_a_floor_too_small_to_be_seen_is_said_and_leaves_the_panel_alone():
+    rows = with_floors(drift_rows(), 1e-12, 1e-12)
+
+    curves = describe_layer_curves(rows, "delta_sigma")
+    trajectory = describe_trajectory(rows)
+
+    assert zone(curves.panels[0]) is None
+    assert not of_kind(curves.panels[0], Note)
+    sentence = "what rounding for storage alone gives, is too small to be seen."
+    assert f"The noise floor (1e−12), {sentence}" in curves.caption
+    # Of a trajectory the box is there, for whoever zooms in.
+    assert corner(trajectory.panels[0]) == (1e-12, 1e-12)
+    assert f"The noise floor (ΔΣ 1e−12, ΔD 1e−12), {sentence}" in trajectory.caption
+    assert "Grey" not in curves.caption + trajectory.caption
+
+
+def test_a_floor_is_seen_where_an_inset_enlarges_it():
+    rows = pd.concat([drift_rows("a", "lora"), drift_rows("b", "sorsa", reach=0.001)])
+
+    caption = describe_trajectory(with_floors(rows, 2e-6, 3e-4)).caption
+
+    assert "Grey box: noise floor (ΔΣ 2e−6, ΔD 3e−4)" in caption
+
+
 def test_nothing_but_noise_is_drawn_on_an_axis_that_shows_the_floor():
     rows = drift_rows(noise=True).assign(delta_sigma=0.0, delta_d=0.0)
 
@@ -260,11 +284,13 @@ def test_zeros_lie_below_a_logarithmic_axis_and_are_counted(describe):
         assert all(min(values) >= positive.min() for _, values in layer_curves(panel).values())
         thick_lines = [m for m in of_kind(panel, Line) if m.pick is None]
         assert thick_lines
-        for mark in (*thick_lines, *of_kind(panel, Band)):
-            assert tuple(mark.x) == (10.0, 20.0)
-            for values in (mark.y,) if isinstance(mark, Line) else (mark.low, mark.high):
-                assert finite(values)
-                assert min(values) >= positive.min() > 0
+        bands = of_kind(panel, Band)
+        drawn = [(m.x, m.y) for m in thick_lines]
+        drawn += [(m.x, y) for m in bands for y in (m.low, m.high)]
+        for x, y in drawn:
+            assert tuple(x) == (10.0, 20.0)
+            assert finite(y)
+            assert min(y) >= positive.min() > 0
 
 
 def test_the_median_on_a_logarithmic_axis_counts_the_layers_at_zero():

@@ -330,7 +330,7 @@ def test_a_hostile_name_is_text_in_the_browser(shown: Any) -> None:
 @pytest.mark.parametrize("mark", ["heat", "numbers", "line"])
 def test_a_click_finds_the_matrix(shown: Any, mark: str) -> None:
     line = Line(X, X / 2, GREY, hover=Hover("a"), pick=numbers().pick)
-    drawn = {"heat": heat(), "numbers": numbers(), "line": line}[mark]
+    drawn: Mark = {"heat": heat(), "numbers": numbers(), "line": line}[mark]
     x, y = (Axis("step", "step", (-5, 35)), Axis("layer", "layer", (-0.5, 2.5)))
     chart = one_panel(drawn, x=x, y=y) if mark == "heat" else one_panel(drawn)
     page = shown(draw(chart))

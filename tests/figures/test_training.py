@@ -59,7 +59,7 @@ def test_what_is_recorded_now_and_then_is_not_smoothed_with_the_rest():
     assert list(evaluated.x) == [0, 100, 200, 300, 400]
     assert not faint(chart, chart.panels[1], "sorsa")
     assert list(evaluated.y) == [500, 400, 300, 200, 100]
-    assert "training loss, strong: mean of 10 recorded steps" in chart.caption
+    assert "training loss: Strong: mean of 10 recorded steps" in chart.caption
 
 
 def test_a_quantity_nobody_recorded_is_named_not_drawn():
@@ -110,8 +110,24 @@ def test_a_noisy_horizontal_axis_is_averaged_like_the_vertical_one():
 
     x = thick(against_loss, against_loss.panels[0], "sorsa").x
     assert np.std(np.diff(x)) < np.std(np.diff(rows["loss"])) / 3
+    assert against_loss.caption == (
+        "Means of so many recorded steps: training loss 10, gradient norm 10."
+    )
+    assert not faint(against_loss, against_loss.panels[0], "sorsa")
     exact = thick(against_tokens, against_tokens.panels[0], "sorsa").x
     assert tuple(exact) == tuple(rows["tokens"])
+
+
+def test_a_noisy_horizontal_axis_is_averaged_over_its_own_record():
+    rows = training_rows(steps=400)
+    rows["perplexity"] = np.where(rows["step"] % 100 == 0, 30.0, np.nan)
+
+    chart = describe_training(rows, ["perplexity"], against="loss")
+
+    # 400 steps are averaged by tens; the window of step 100, at place 99, is 94 to 103.
+    x = thick(chart, chart.panels[0], "sorsa").x
+    assert len(x) == 4
+    assert x[0] == pytest.approx(rows["loss"][94:104].mean())
 
 
 def test_perplexities_over_decades_get_a_logarithmic_axis_and_losses_do_not():

@@ -25,7 +25,7 @@ from tests.figures.rows import METHODS, drift_rows, four_methods
 def corner(panel):
     """ΔΣ and ΔD of the noise floor, 0 where a strip runs through; None without any."""
     found = zone(panel)
-    return found and (found.x[1] or 0.0, found.y[1] or 0.0)
+    return None if found is None else (found.x[1] or 0.0, found.y[1] or 0.0)
 
 
 def step_colours(panel):
@@ -371,11 +371,27 @@ def test_many_steps_are_thinned_to_a_budget_that_keeps_the_last():
         }
         for module in ("q_proj", "v_proj"):
             lines = [m for m in of_kind(outer, Line) if m.entry == entry(chart, module)]
-            ends = {steps_of(m)[-1] for m in lines if m.hover}
-            assert ends == {500}
+            path, markers = (m for m in lines if m.hover)
+            assert steps_of(path)[-1] == steps_of(markers)[-1] == 500
+            # A marker at every step would hide the path.
+            assert not path.marker and markers.marker
+            assert len(segments(markers)) < 10 < len(path.x)
     assert 0.5 * MOST_NUMBERS < numbers <= MOST_NUMBERS
     assert points <= MOST_LINE_POINTS
     assert "Numbers at 12 of 100 steps" in chart.caption
+
+
+def test_of_too_many_matrices_only_some_layers_are_numbered():
+    rows = four_methods(layers=140, steps=(10, 20))
+
+    chart = describe_trajectory(rows, axes="free")
+
+    # 4 runs of 280 matrices are 1,120 numbers a step, above 1,000.
+    assert "Of 2 layers one is numbered." in chart.caption
+    for panel in chart.panels:
+        assert {layer for _, layer, _ in numbered(panel)} == set(range(0, 140, 2))
+        (paths, _) = (m for m in of_kind(panel, Line) if m.ink.kind == "grey")
+        assert len(segments(paths)) == 140
 
 
 def test_a_growing_run_keeps_its_own_last_step():

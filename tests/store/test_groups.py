@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from spectra.store import Run, group_labels, group_runs, read_runs, regularized_pairs
+from spectra.store import (
+    Run,
+    group_labels,
+    group_runs,
+    read_runs,
+    regularized_pairs,
+    run_names,
+)
 
 BASE = {"name": "models/tiny", "dtype": "float32"}
 
@@ -108,6 +115,10 @@ def test_labels_are_by_the_names_that_rows_have(make) -> None:
 
     assert labels == {"x/a": "lora", "y/a": "lora", "b": "dora"}
     assert set(read_runs(runs, "training")["run"]) == set(labels)
+
+
+def test_a_run_within_another_of_its_name_has_a_name_too(make) -> None:
+    assert run_names([make("a"), make("a/a"), make("b")]) == ["a", "a/a", "b"]
 
 
 def test_no_two_groups_share_a_label(make) -> None:
