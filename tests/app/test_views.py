@@ -226,10 +226,10 @@ def test_the_matrix_page_tells_what_is_known_with_its_meaning(tmp_path):
     rows = run.read_drift()
     row = rows[(rows["module"] == "q_proj") & (rows["layer"] == 0) & (rows["step"] == 40)].iloc[0]
     shown = table(test).set_index("quantity")
-    assert float(shown.loc["ΔD (0 = base)", "value"]) == pytest.approx(row["delta_d"], rel=1e-5)
-    assert "Eq. 4" in shown.loc["ΔD (0 = base)", "meaning"]
-    kappa = float(shown.loc["κ (σ_max/σ_min of W_t)", "value"])
-    assert kappa == pytest.approx(row["kappa"], rel=1e-5)
+    value, meaning = shown["value"].to_dict(), shown["meaning"].to_dict()
+    assert float(value["ΔD (0 = base)"]) == pytest.approx(row["delta_d"], rel=1e-5)
+    assert "Eq. 4" in meaning["ΔD (0 = base)"]
+    assert float(value["κ (σ_max/σ_min of W_t)"]) == pytest.approx(row["kappa"], rel=1e-5)
     assert "Solver: dense" in said(test)
 
 
