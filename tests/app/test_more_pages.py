@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from spectra import cli
 from spectra.figures.options import FIGURES
-from spectra.store import Run
+from spectra.store import Follower, Run
 from tests.app.pages import (
     HOSTILE,
     add_steps,
@@ -257,13 +257,13 @@ def test_only_the_shown_steps_arrays_are_read(
     steps = tuple(range(10, 410, 10))
     write_run(tmp_path, "a", arrays=True, steps=steps, layers=2)
     asked: list[list[int]] = []
-    whole = Run.read_spectrum
+    whole = Follower.read
 
-    def noted(self: Run, step: int | None = None, **options: Any) -> Any:
-        asked.append(sorted(options.get("steps") or [step]))
-        return whole(self, step, **options)
+    def noted(self: Follower, *arguments: Any, **options: Any) -> Any:
+        asked.append(sorted(options.get("steps") or []))
+        return whole(self, *arguments, **options)
 
-    monkeypatch.setattr(Run, "read_spectrum", noted)
+    monkeypatch.setattr(Follower, "read", noted)
     open_page(tmp_path, "spectrum", view="energy")
     assert sum(asked, []) == [400]
 

@@ -51,7 +51,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def fresh(browser: Browser) -> Iterator[MakeContext]:
-    """Makes browser contexts that know nothing of each other; notes their errors, and what they ask of others."""
+    """Makes contexts that know nothing of each other; notes errors and what they ask of others."""
     made: list[BrowserContext] = []
     strangers: list[str] = []
     errors: list[str] = []
