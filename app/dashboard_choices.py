@@ -16,6 +16,7 @@ from dashboard_markup import escape
 from spectra import figures
 
 _MEMORY = "spectra-choices"
+_OWNERS = "spectra-names-in-the-url"
 _PAGE = "spectra-page"
 _FEW_MODULES = 3
 _USUAL_MODULES = ("q_proj", "v_proj")
@@ -277,11 +278,19 @@ def set_step(step: int, steps: Sequence[int], name: str = "step") -> None:
 
 def _recall(name: str, memory: str = "") -> list[str] | None:
     remembered = st.session_state.setdefault(_MEMORY, {})
-    if name in st.query_params:
-        remembered[memory or name] = st.query_params.get_all(name)
-    elif (memory or name) in remembered:
-        st.query_params[name] = remembered[memory or name]
-    return remembered.get(memory or name)
+    owners = st.session_state.setdefault(_OWNERS, {})
+    mine = memory or name
+    owner = owners.get(name, mine)
+    there = st.query_params.get_all(name)
+    owners[name] = mine
+    if there and (owner == mine or there != remembered.get(owner)):
+        remembered[mine] = there
+    elif mine in remembered:
+        st.query_params[name] = remembered[mine]
+    else:
+        # Nothing, or what another choice of this name left there: one view's run, another's runs.
+        st.query_params.pop(name, None)
+    return remembered.get(mine)
 
 
 def _remember(name: str, values: list[str] | None, memory: str = "") -> None:

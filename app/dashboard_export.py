@@ -94,6 +94,6 @@ def _choose_preset() -> str | None:
         "preset",
         "Size",
         [_NO_PRESET, *style.PRESETS],
-        show=lambda p: "with caption" if p == _NO_PRESET else p,
+        show=lambda p: f"{style.PAPER_WIDTH} inches, with caption" if p == _NO_PRESET else p,
     )
     return None if chosen == _NO_PRESET else chosen

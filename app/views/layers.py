@@ -57,7 +57,11 @@ rows = drift[
     & drift["layer"].isin(layers)
     & drift["step"].between(steps[0], steps[-1])
 ]
-options = {"column": column, "modules": modules, "log": log}
+options = {
+    "column": column,
+    "modules": modules if len(modules) < drift["module"].nunique() else None,
+    "log": log,
+}
 if as_map:
     describe = partial(describe_heatmap, rows, **options)
 else:

@@ -87,11 +87,11 @@ st.dataframe(
     pd.DataFrame(
         {
             "quantity": [figures.label_of(name).axis for name in known],
-            "value": [float(row[name]) for name in known],
+            # As text: ΔD of 3e-06 beside κ of 961 is no column of one format.
+            "value": [f"{row[name]:.6g}" for name in known],
             "meaning": [DRIFT_QUANTITIES[name] for name in known],
         }
     ),
     hide_index=True,
-    column_config={"value": st.column_config.NumberColumn("value", format="%.6g")},
 )
 take_along("matrix", shown.chart, arrays, "matrix", [entry], tidy=a_row_an_index, **options)

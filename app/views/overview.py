@@ -6,9 +6,13 @@ from dashboard_choices import choose_elsewhere, choose_one
 from dashboard_markup import escape, one_line
 from dashboard_pages import PAGES, view
 from dashboard_parts import open_root
+from dashboard_rows import warn
 from dashboard_summaries import modules_of, summarise
 
 _ALL = "all matrices"
+_LONG_NAME = 28
+_PROBLEMS_TOLD = 5  # the table's last column tells all
+_ROWS_SHOWN = 25  # a longer table scrolls by itself
 _STATES = {"growing": "● growing", "interrupted": "◌ interrupted", "finished": "finished"}
 
 listing = open_root(
@@ -30,7 +34,6 @@ for entry in entries:
             "run": one_line(entry.label),
             "method": one_line(entry.method),
             "state": "✕ unreadable" if found.problem else state,
-            "problem": one_line(found.problem),
             "drift_path": list(found.drift_path),
             "delta_d": found.delta_d,
             "delta_sigma": found.delta_sigma,
@@ -41,30 +44,34 @@ for entry in entries:
             "analysed": found.analysed,
             "recorded": found.recorded,
             "base": one_line(entry.base),
+            "problem": one_line(found.problem),
         }
     )
 table = pd.DataFrame(rows)
 nothing = [name for name in ("problem", "recorded", "base") if not table[name].any()]
 table = table.drop(columns=nothing)
 
-highest = max((max(row["drift_path"], default=0.0) for row in rows), default=0.0)
 number, line = st.column_config.NumberColumn, st.column_config.LineChartColumn
 chosen = st.dataframe(
     table,
     hide_index=True,
+    height="content" if len(rows) <= _ROWS_SHOWN else "auto",
     key="overview-table",
     on_select="rerun",
     selection_mode="multi-row",
     alt="A row a run: its state, drift, loss and steps.",
     column_config={
-        "run": st.column_config.TextColumn("run", pinned=True),
-        # One scale for all runs, so that the lines can be compared.
+        "run": st.column_config.TextColumn(
+            "run",
+            pinned=True,
+            width="medium" if max(len(row["run"]) for row in rows) > _LONG_NAME else None,
+        ),
+        # A scale a run: on a common one, the run that moves most leaves the others flat.
         "drift_path": line(
             "ΔD curve",
             width="small",
             y_min=0.0,
-            y_max=highest or 1.0,
-            help="Mean ΔD; every run has the same scale, from 0.",
+            help="Mean ΔD over the steps, from 0; every run has its own scale.",
         ),
         "delta_d": number("ΔD", format="%.3g", help="Mean ΔD of the last step, 0 to 1."),
         "delta_sigma": number(
@@ -86,6 +93,10 @@ chosen = st.dataframe(
     },
 )
 
+told = zip(entries, (str(row["problem"]) for row in rows), strict=True)
+for entry, problem in [pair for pair in told if pair[1]][:_PROBLEMS_TOLD]:
+    warn(entry, problem)
+
 picked = [entries[i] for i in chosen["selection"]["rows"] if i < len(entries)]
 usable = [entry.label for entry in picked if not entry.problem]
 if not usable:
@@ -101,7 +112,6 @@ with st.container(horizontal=True):
 
 if listing.sweeps:
     st.caption("Sweeps, and how many of their runs are where:")
-for sweep in listing.sweeps:
-    st.text(f"{one_line(sweep.label)}: {sweep.progress}")
+    st.text("\n".join(f"{one_line(sweep.label)}: {sweep.progress}" for sweep in listing.sweeps))
 for problem in listing.problems:
     st.warning(f"A sweep is not shown as one: {escape(problem)}")

@@ -67,7 +67,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
             args=("layers",),
         )
 options = {
-    "modules": modules,
+    "modules": modules if len(modules) < drift["module"].nunique() else None,
     "axes": axes,
     "overlay": overlay,
     "relative": relative,

@@ -7,9 +7,11 @@ in Debian's Chromium without a window, and prints for each
   its lines is in the document (on the Overview: until its table is painted);
 - a change of a choice, by the keyboard: from the key to the last stroke of the new figure.
 
-Both are medians of ten, in milliseconds, measured inside the browser. A page with one static chart
-of 100 points, served by Streamlit in the same way, is measured beside them: no page of Streamlit
-can be quicker. Memory is that of all processes of the server. `tests.benchmarks.dashboard_store`
+Both are medians of ten, in milliseconds, measured inside the browser. Beside them stands the
+processor time that the server and the browser spent until all was drawn, which tells which of the
+two is slow, and is not changed by what else a machine does. A page with one static chart
+of 100 points, served by Streamlit in the same way, is measured before them: no page of Streamlit
+can be quicker, and × says how many times as long ours take. Memory is that of all processes of the server. `tests.benchmarks.dashboard_store`
 makes the store.
 """
 
@@ -27,7 +29,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,13 +108,21 @@ st.plotly_chart(go.Figure(line), theme=None)
 """
 
 
+_Processor = tuple[float, float]
+"""Milliseconds of the server's and of the browser's processes."""
+
+_Used = dict[int, tuple[bool, float]]
+
+
 @dataclass
 class Times:
     """What was measured of a page, in milliseconds."""
 
     first: list[float] = field(default_factory=list)
     settled: list[float] = field(default_factory=list)
+    processor: list[_Processor] = field(default_factory=list)
     changes: dict[str, list[float]] = field(default_factory=dict)
+    changes_processor: dict[str, list[_Processor]] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -140,18 +150,25 @@ class Server:
     def memory(self) -> tuple[float, float]:
         """Return the present and the highest resident memory of all its processes, in MiB."""
         found = {"VmRSS": 0.0, "VmHWM": 0.0}
-        for folder in Path("/proc").iterdir():
-            try:
-                if not folder.name.isdigit() or os.getpgid(int(folder.name)) != self._process.pid:
-                    continue
-                lines = (folder / "status").read_text().splitlines()
-            except OSError:
-                continue  # ended meanwhile
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name in found:
-                    found[name] += int(value.split()[0]) / 1024
+        for process, group in _processes().items():
+            if group != self._process.pid:
+                continue
+            with suppress(OSError):  # ended meanwhile
+                for line in Path(f"/proc/{process}/status").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in found:
+                        found[name] += int(value.split()[0]) / 1024
         return found["VmRSS"], found["VmHWM"]
+
+    def processor(self) -> _Used:
+        """Return the processor time so far of every process below this one, in milliseconds."""
+        tick, found = 1000 / os.sysconf("SC_CLK_TCK"), {}
+        for process, group in _processes().items():
+            with suppress(OSError):
+                words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                used = (int(words[11]) + int(words[12])) * tick
+                found[process] = (group == self._process.pid, used)
+        return found
 
     def stop(self) -> None:
         """End it and its children."""
@@ -204,6 +221,7 @@ def visit(browser: Browser, url: str, canvas: bool) -> Iterator[Page]:
 
 def measure(
     browser: Browser,
+    server: Server,
     url: str,
     choices: Sequence[Choice],
     visits: int,
@@ -215,8 +233,10 @@ def measure(
     times = Times()
     for number in range(visits):
         try:
+            before = server.processor()
             with visit(browser, url, canvas) as page:
                 page.wait_for_function(_READY, arg=_QUIET, polling=50)
+                times.processor.append(_since(before, server))
                 seen = page.evaluate("window.__seen")
                 times.first.append(seen["first"])
                 times.settled.append(seen["last"])
@@ -224,7 +244,8 @@ def measure(
                     if picture is not None:
                         page.screenshot(path=picture)
                     for choice in choices:
-                        times.changes[choice.key] = _changes(page, choice, changes)
+                        found = _changes(page, server, choice, changes)
+                        times.changes[choice.key], times.changes_processor[choice.key] = found
         except Exception as error:
             times.problem = str(error).splitlines()[0]
             if picture is not None and not page.is_closed():
@@ -233,13 +254,16 @@ def measure(
     return times
 
 
-def _changes(page: Page, choice: Choice, count: int) -> list[float]:
-    found = []
+def _changes(
+    page: Page, server: Server, choice: Choice, count: int
+) -> tuple[list[float], list[_Processor]]:
+    found, processor = [], []
     widget = page.locator(f".st-key-choice-{choice.key}").first
     widget.wait_for(timeout=10_000)
     for number in range(count):
         page.wait_for_timeout(150)
         page.evaluate("window.__seen.last = null")
+        before = server.processor()
         back = number % 2 == 1
         if choice.kind == "slider":
             thumb = widget.get_by_role("slider").first
@@ -261,7 +285,16 @@ def _changes(page: Page, choice: Choice, count: int) -> list[float]:
         page.wait_for_function(_READY, arg=_QUIET, polling=50)
         seen = page.evaluate("window.__seen")
         found.append(seen["last"] - seen["input"])
-    return found
+        processor.append(_since(before, server))
+    return found, processor
+
+
+def _since(before: _Used, server: Server) -> _Processor:
+    # Of the visit before, processes may have ended meanwhile.
+    found = {True: 0.0, False: 0.0}
+    for process, (is_server, used) in server.processor().items():
+        found[is_server] += used - before.get(process, (is_server, 0.0))[1]
+    return found[True], found[False]
 
 
 def main() -> None:
@@ -285,11 +318,14 @@ def main() -> None:
         playwright.chromium.launch(executable_path=chromium, args=_CHROMIUM) as browser,
     ):
         folder = Path(temporary)
-        print(f"{'page':14}{'choice':12}{'first':>8}{'settled':>9}{'change':>8}{'worst':>8}   ms")
+        print(
+            f"{'page':14}{'choice':12}{'first':>8}{'':7}{'settled':>9}{'server':>8}{'browser':>8}"
+            f"{'change':>10}{'':7}{'worst':>8}{'server':>8}{'browser':>8}   ms"
+        )
         with reference(folder) as server:
             colour = (Choice("colour"),)
-            times = measure(browser, server.address, colour, chosen.visits, chosen.changes)
-            _tell("(reference)", times)
+            least = measure(browser, server, server.address, colour, chosen.visits, chosen.changes)
+            _tell("(reference)", least, least)
         with dashboard(chosen.store, folder) as server:
             first = names[0]
             with visit(browser, _address(server, first), first == "overview") as page:
@@ -303,6 +339,7 @@ def main() -> None:
                 picture = None if chosen.pictures is None else chosen.pictures / f"{name}.png"
                 times = measure(
                     browser,
+                    server,
                     _address(server, name),
                     PAGES.get(name, ()),
                     chosen.visits,
@@ -310,7 +347,7 @@ def main() -> None:
                     canvas=name == "overview",
                     picture=picture,
                 )
-                _tell(name, times)
+                _tell(name, times, least)
             now, highest = server.memory()
             log = (folder / "dashboard.log").read_text()
         print(f"memory {now:.0f} MiB, at most {highest:.0f} MiB (limit {MEMORY_LIMIT})")
@@ -319,25 +356,53 @@ def main() -> None:
             print(log[-3000:])
 
 
+def _processes() -> dict[int, int]:
+    """Return the processes below this one, with their groups."""
+    parents, groups = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                words = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)], groups[int(folder.name)] = int(words[1]), int(words[2])
+    below = {os.getpid()}
+    while more := {p for p, parent in parents.items() if parent in below and p not in below}:
+        below |= more
+    return {p: groups[p] for p in below - {os.getpid()}}
+
+
 def _address(server: Server, page: str) -> str:
     return server.address + ("" if page == next(iter(PAGES)) else f"/{page}")
 
 
-def _tell(name: str, times: Times) -> None:
-    def middle(values: Sequence[float]) -> str:
-        return f"{statistics.median(values):.0f}" if values else "–"
-
-    first = f"{middle(times.first):>8}{middle(times.settled):>9}"
+def _tell(name: str, times: Times, least: Times) -> None:
+    ratio = _ratio(times.first, least.first)
+    first = _middle(times.first) + ratio + f"{_middle(times.settled):>9}" + _both(times.processor)
     if not times.changes:
         print(f"{name:26}{first}   {times.problem}", flush=True)
+    reference = [value for values in least.changes.values() for value in values]
     for number, (key, values) in enumerate(times.changes.items()):
-        begin = first if number == 0 else " " * 17
+        begin = first if number == 0 else " " * len(first)
+        worst = f"{max(values):8.0f}" if values else ""
+        spent = _both(times.changes_processor[key])
         label = name if number == 0 else ""
-        worst = f"{max(values):.0f}" if values else "–"
-        over = "" if not values or statistics.median(values) <= CHANGE_LIMIT else "  over"
-        print(f"{label:14}{key:12}{begin}{middle(values):>8}{worst:>8}{over}", flush=True)
+        change = _middle(values) + _ratio(values, reference) + worst + spent
+        print(f"{label:14}{key[:11]:12}{begin}  {change}", flush=True)
     if times.changes and times.problem:
         print(f"{'':14}{times.problem}", flush=True)
+
+
+def _middle(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):8.0f}" if values else f"{'–':>8}"
+
+
+def _ratio(values: Sequence[float], least: Sequence[float]) -> str:
+    if not values or not least:
+        return f"{'':7}"
+    return f" ×{statistics.median(values) / statistics.median(least):5.1f}"
+
+
+def _both(spent: Sequence[_Processor]) -> str:
+    return _middle([server for server, _ in spent]) + _middle([browser for _, browser in spent])
 
 
 def _free_port() -> int:
