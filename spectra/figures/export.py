@@ -161,11 +161,17 @@ def _printed(figure: Any, form: str) -> bytes:
 
 
 def _html(figure: Any) -> str:
+    from plotly.io import to_html
+
+    from spectra.figures.screen_hover import without_picks
+
     return str(
-        figure.to_html(
+        to_html(
+            without_picks(figure.to_dict()),
             include_plotlyjs=True,
             full_html=True,
             div_id="spectra-figure",
             config=SCREEN_CONFIG | {"responsive": True},
+            validate=False,
         )
     )

@@ -28,7 +28,16 @@ from spectra.figures.chart import (
     Rule,
     Zone,
 )
-from spectra.figures.screen_hover import PICKED, joined, readable, reading, shared, text, told
+from spectra.figures.screen_hover import (
+    PICKABLE,
+    PICKED,
+    joined,
+    readable,
+    reading,
+    shared,
+    text,
+    told,
+)
 from spectra.figures.screen_layout import PIXELS_PER_POINT
 
 # Beyond the panel's edge by this many of its widths: further than anyone zooms out.
@@ -282,6 +291,7 @@ def _heat(heat: Heat, place: Place) -> list[dict[str, Any]]:
         "y": y[up[there]],
         "marker": _UNSEEN,
         "customdata": shared(custom),
+        "meta": PICKABLE,
         "hovertemplate": f"{template} %{{customdata[{PICKED}]}}<extra></extra>",
     }
     return [trace | {"hoverinfo": "skip"}, points]
