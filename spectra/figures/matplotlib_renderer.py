@@ -88,6 +88,7 @@ def _settings(preset: Preset) -> dict[str, object]:
         "figure.facecolor": "white",
         "font.family": list(preset.fonts),
         "font.size": preset.size,
+        "hatch.linewidth": 0.4,
         "legend.fontsize": preset.small,
         "legend.frameon": False,
         # Letters fitted to a screen's pixels would be measured up to a sixth too wide.

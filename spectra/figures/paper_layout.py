@@ -20,6 +20,8 @@ PAGE_HEIGHT = 8.6
 _NARROW = 4.0
 """Below this width, in inches, a colour bar lies below the panels, and does not stand beside."""
 _MOST_COLUMNS = 5
+_LONG_NAME = 0.9
+"""A vertical axis' name longer than this, in inches, takes two lines where panels are small."""
 LINE = 1.15
 """Distance of lines within a text; STIX asks for twice that, made for formulas."""
 OVERHANG = 0.08
@@ -85,7 +87,10 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     own_side = (0.0 if chart.link_y else 0.38) + (0.0 if at_left else 0.17)
     room = preset.width - sides
     # Panels that have ticks of their own are fewer, and may be a little narrower.
-    least = 0.95 if chart.link_y else 0.8 + own_side
+    least = 0.95 if chart.link_y else 0.72 + own_side
+    longest = max(text_width(symbols(p.y.label), preset, preset.size) for p in chart.panels)
+    if bar_below and not at_left and longest > _LONG_NAME:
+        least += preset.size * LINE / 72
     columns = columns_for(count, chart.columns, int(room / least))
     rows = -(-count // columns)
     panel_width = room / columns - own_side - 0.1
@@ -94,8 +99,8 @@ def plan(chart: Chart, preset: Preset, captioned: bool) -> Sheet:
     )
     line = preset.small * 1.25 / 72
     tick_line, name_line = line + 0.06, preset.size * 1.25 / 72 + 0.03
-    # A name may reach under the ticks of the next panel.
-    name_width = panel_width + OVERHANG + 0.8 * own_side
+    # A name may reach under the ticks of its neighbour, and no farther than the page's edge.
+    name_width = panel_width + OVERHANG + 0.3 * own_side
     names = max(len(broken(p.x.label, name_width, preset)) for p in chart.panels)
     x_once = at_bottom and columns > 1 and names > 1 and not (has_bar and bar_below)
     foot_names = 1 if x_once else names

@@ -164,7 +164,6 @@ def _(mark: Heat, axes: Axes, look: Look, order: float) -> None:
                 facecolor="white",
                 edgecolor=_HATCH,
                 hatch="//////",
-                hatch_linewidth=0.4,
                 lw=0,
                 zorder=order,
             )  # fmt: skip
