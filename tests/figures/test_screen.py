@@ -352,9 +352,9 @@ def test_a_pointer_reads_the_line_that_it_is_on(shown: Any) -> None:
 @pytest.mark.parametrize("mark", ["heat", "numbers", "line"])
 def test_a_click_finds_the_matrix(shown: Any, mark: str) -> None:
     line = Line(X, X / 2, GREY, hover=Hover("a"), pick=numbers().pick)
-    drawn: Mark = {"heat": heat(), "numbers": numbers(), "line": line}[mark]
+    marks: dict[str, Mark] = {"heat": heat(), "numbers": numbers(), "line": line}
     x, y = (Axis("step", "step", (-5, 35)), Axis("layer", "layer", (-0.5, 2.5)))
-    chart = one_panel(drawn, x=x, y=y) if mark == "heat" else one_panel(drawn)
+    chart = one_panel(marks[mark], **({"x": x, "y": y} if mark == "heat" else {}))
     page = shown(draw(chart))
     page.evaluate(
         "document.getElementById('place').on('plotly_selected', e => "
