@@ -172,6 +172,8 @@ def _named(rows: pd.DataFrame, label: str, method: str) -> pd.DataFrame:
     if told.isna().any():
         kinds = dict.fromkeys([*told.cat.categories, method])
         told = told.cat.set_categories(list(kinds)).fillna(method)
+    if rows.empty:
+        return rows.assign(method=told)  # names no run
     return rows.assign(run=rows["run"].cat.rename_categories([label]), method=told)
 
 

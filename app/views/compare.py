@@ -1,6 +1,7 @@
 """Page: methods beside each other, the mean of their seeds with its band; and a table of ends."""
 
 import shlex
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -103,7 +104,7 @@ try:
 except ValueError as error:
     st.text(str(error))
     st.stop()
-known = [column for column in table if table[column].notna().any()]
+known = [column for column in map(str, table.columns) if table[column].notna().any()]
 st.dataframe(
     table[known],
     hide_index=True,
@@ -115,20 +116,26 @@ st.dataframe(
     },
 )
 paths = [entry.path for entry in entries]
+
+
+def command(ending: str) -> str:
+    words = figures.plot_command("table", paths, f"methods{ending}", among=among, **chosen)
+    return shlex.join(words)
+
+
+def content(ending: str) -> bytes:
+    return figures.table_bytes(table, ending, command=command(ending))
+
+
 with st.container(horizontal=True):
     for ending, name in ((".tex", "LaTeX"), (".csv", "CSV")):
-        words = figures.plot_command("table", paths, f"methods{ending}", among=among, **chosen)
         st.download_button(
             name,
-            lambda e=ending, w=words: figures.table_bytes(table, e, command=shlex.join(w)),
+            partial(content, ending),
             file_name=f"methods{ending}",
             on_click="ignore",
             icon=":material/table:",
             key=f"take-table{ending}",
         )
 st.caption("The same table from the command line:")
-st.code(
-    shlex.join(figures.plot_command("table", paths, "methods.tex", among=among, **chosen)),
-    language="bash",
-    wrap_lines=True,
-)
+st.code(command(".tex"), language="bash", wrap_lines=True)

@@ -81,7 +81,7 @@ shown = show(
 def a_row_a_value(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row a singular value, its index counted from 1."""
     known = [column for column in _ARRAYS if column in rows and rows[column].notna().all()]
-    index = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
+    index = rows["sigma"].map(lambda sigma: list(range(1, len(sigma) + 1)))
     kept = rows.drop(columns=[c for c in _ARRAYS if c in rows and c not in known])
     return kept.assign(index=index).explode(["index", *known])
 

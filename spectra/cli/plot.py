@@ -117,7 +117,7 @@ def _plot(options: argparse.Namespace) -> None:
     rows: list[Any] = [_read(figure, table, runs, chosen) for table in figure.reads]
     if figure.name == TABLE:
         command = figures.plot_command(TABLE, options.runs, options.out, **chosen)
-        table = figures.comparison_table(*rows, **belonging, **chosen)
+        table = _function(figure)(*rows, **belonging, **chosen)
         print(f"Wrote {figures.write_table(table, options.out, command=shlex.join(command))}")
         return
     if figure.name == "training" and "steps" in chosen:
@@ -231,16 +231,15 @@ def _read_arrays(
 
     keys = run.spectrum.read(["step"])
     present = sorted(set(keys["step"]))
+    modules, layers = chosen.get("modules"), chosen.get("layers")
     if figure.name == "matrix":
-        steps = [chosen["step"]]
-        modules, layers = [chosen["module"]], [chosen["layer"]]
+        steps, modules, layers = [chosen["step"]], [chosen["module"]], [chosen["layer"]]
     else:
         steps = present[-1:]
         if "steps" in chosen:
             steps = [step for step in present if step in chosen["steps"]]
             if chosen.get("view") != "share":
                 steps = [*steps[:1], *steps[1:][-1:]]
-        modules, layers = chosen.get("modules"), chosen.get("layers")
     rows = run.read_spectrum(steps=steps, modules=modules, layers=layers, columns=columns)
     if rows.empty and present:
         raise ValueError(

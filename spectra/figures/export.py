@@ -32,6 +32,15 @@ double click goes back to the axes as drawn, not to whatever would show every ma
 _SALT = "spectra"
 
 
+# An SVG names its fonts and holds none: where they are missing, those of like widths serve.
+_SVG_FONTS = {
+    b"'DejaVu Sans'": b"'DejaVu Sans', Verdana, sans-serif",
+    b"'STIXGeneral', 'DejaVu Serif'": (
+        b"'STIXGeneral', 'STIX Two Text', 'Times New Roman', Times, 'DejaVu Serif', serif"
+    ),
+}
+
+
 def backend_for(path: Path | str) -> Backend:
     """Return the renderer that a file of this name needs.
 
@@ -144,15 +153,25 @@ def _printed(figure: Any, form: str) -> bytes:
             return picture(figure).encode()
         buffer = io.BytesIO()
         figure.savefig(buffer, format=form, metadata=metadata[form], dpi=PNG_DPI)
-        return buffer.getvalue()
+    content = buffer.getvalue()
+    if form == "svg":
+        for fonts, wider in _SVG_FONTS.items():
+            content = content.replace(b"font-family: %b;" % fonts, b"font-family: %b;" % wider)
+    return content
 
 
 def _html(figure: Any) -> str:
+    from plotly.io import to_html
+
+    from spectra.figures.screen_hover import without_picks
+
     return str(
-        figure.to_html(
+        to_html(
+            without_picks(figure.to_dict()),
             include_plotlyjs=True,
             full_html=True,
             div_id="spectra-figure",
             config=SCREEN_CONFIG | {"responsive": True},
+            validate=False,
         )
     )

@@ -21,6 +21,10 @@ PICKED = 4
 """customdata begins with run, module, layer and step."""
 
 
+PICKABLE = "pick"
+"""The ``meta`` of traces of which that is so."""
+
+
 def text(name: str, whole: bool = False) -> str:
     """Return text that Plotly shows as it stands.
 
@@ -77,7 +81,19 @@ def told(points: Sequence[tuple[Hover | None, Pick | None, int]], panel: Panel) 
         tables = [_rows(h, p, count, len(names)) for h, p, count in points]
         gap = np.full((1, tables[0].shape[1]), None, dtype=object)
         found["customdata"] = shared(_with_gaps(tables, gap))
+        if pick is not None:
+            found["meta"] = PICKABLE
     return found
+
+
+def without_picks(figure: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a figure, as a dictionary, what a click would tell: in a file nothing listens."""
+    for trace in figure["data"]:
+        if trace.get("meta") == PICKABLE:
+            rows = np.array(trace["customdata"], dtype=object)
+            rows[:, :PICKED] = None
+            trace["customdata"] = rows
+    return figure
 
 
 def _rows(hover: Hover | None, pick: Pick | None, count: int, names: int) -> NDArray[Any]:

@@ -6,20 +6,23 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from spectra.store import TRAINING_QUANTITIES, Run
+from spectra.store import TRAINING_QUANTITIES, Run, Sweep, SweepRun
 from tests.figures.rows import drift_rows, training_rows
 
 APP = Path(__file__).parents[2] / "app"
 # A first script run imports Plotly and reads the files; a busy machine takes its time.
 PATIENCE_SECONDS = 60
+EVERY_PAGE = sorted(path.stem for path in (APP / "views").glob("*.py"))
 HOSTILE = "<img src=x onerror=alert(1)> **bold** $x$ :red[r] [a](http:b) %{x}"
 
 
@@ -129,3 +132,66 @@ def titles(figure: dict[str, Any]) -> list[str]:
     """Return what is written above the panels and within them."""
     notes = figure["layout"].get("annotations", [])
     return [note["text"] for note in notes if note.get("xref") != "paper"]
+
+
+def write_sweep(root: Path, name: str = "sweep", failed: bool = False) -> Sweep:
+    """A sweep of a method with rank, 2 seeds, and one without, of which one run is not begun."""
+    rows = []
+    for method, varies in (("lora", {"rank": 4}), ("lora", {"rank": 8}), ("full-ft", {})):
+        for seed in (1, 2):
+            ranks = "".join(f"-rank{v}" for v in varies.values())
+            run = SweepRun(f"{method}{ranks}-seed{seed}", method, seed, varies, state="done")
+            rows.append(run)
+            write_run(root / name, run.name, method, seed=seed)
+    last = SweepRun("full-ft-seed3", "full-ft", 3, {})
+    rows.append(replace(last, state="failed", error="too **large**") if failed else last)
+    sweep = Sweep(root / name)
+    sweep.plan({}, rows)
+    return sweep
+
+
+class Clicks:
+    """Stands for Plotly in a browser: tells the page what is clicked on in its next figure."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.points: list[Any] = []
+        self.plotly_chart = st.plotly_chart
+        monkeypatch.setattr(st, "plotly_chart", self._draw)
+
+    def _draw(
+        self,
+        figure: Any,
+        *,
+        on_select: Any = None,
+        key: Any = None,
+        selection_mode: tuple[str, ...] = (),
+        **options: Any,
+    ) -> Any:
+        if self.points and on_select is not None:
+            assert selection_mode == ("points", "box")
+            points = [{"customdata": point} for point in self.points]
+            self.points = []
+            st.session_state[key] = {"selection": {"points": points}}
+            on_select()
+        return self.plotly_chart(figure, **options)
+
+
+def kept_downloads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what the page offers, by the button's label, as the page goes on to fill it in."""
+    offered: dict[str, Any] = {}
+    button = st.download_button
+
+    def keep(label: str, data: Any, **options: Any) -> Any:
+        offered[label] = data
+        return button(label, data, **options)
+
+    monkeypatch.setattr(st, "download_button", keep)
+    return offered
+
+
+def table(test: AppTest, number: int = 0) -> pd.DataFrame:
+    return test.dataframe[number].value
+
+
+def choice(test: AppTest, name: str) -> Any:
+    return test.session_state[f"choice-{name}"]

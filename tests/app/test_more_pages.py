@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from spectra import cli
 from spectra.figures.options import FIGURES
-from spectra.store import Run
+from spectra.store import Follower, Run
 from tests.app.pages import (
     HOSTILE,
     add_steps,
@@ -167,7 +167,7 @@ def test_a_growing_run_is_followed_and_the_choices_stay(tmp_path: Path, page: st
     )
     rows = records(training_rows("a", steps=20).drop(columns=["run", "method"]))
     run.write_training(rows[:10])
-    link = {} if page == "training" else {"module": "v_proj", "layers": "1-2"}
+    link: dict[str, Any] = {} if page == "training" else {"module": "v_proj", "layers": "1-2"}
     with run.lock("recording"):
         test = open_page(tmp_path, page, **link)
         assert "● growing" in said(test)
@@ -221,7 +221,8 @@ def test_unknown_values_in_a_link_are_ignored(tmp_path: Path, page: str) -> None
     more = ("quantity", "against", "smooth", "scale", "compared", "by", "regularized", "ratio-of")
 
     for value in ("<b>", "9999999999999", "nan:nan", "1e999:-1"):
-        test = open_page(tmp_path, page, **dict.fromkeys((*names, *more), value))
+        link: dict[str, Any] = dict.fromkeys((*names, *more), value)
+        test = open_page(tmp_path, page, **link)
 
         assert not test.exception and not test.error, (value, said(test))
         assert len(drawn(test)) == 1, (value, said(test))
@@ -256,13 +257,13 @@ def test_only_the_shown_steps_arrays_are_read(
     steps = tuple(range(10, 410, 10))
     write_run(tmp_path, "a", arrays=True, steps=steps, layers=2)
     asked: list[list[int]] = []
-    whole = Run.read_spectrum
+    whole = Follower.read
 
-    def noted(self: Run, step: int | None = None, **options: Any) -> Any:
-        asked.append(sorted(options.get("steps") or [step]))
-        return whole(self, step, **options)
+    def noted(self: Follower, *arguments: Any, **options: Any) -> Any:
+        asked.append(sorted(options.get("steps") or []))
+        return whole(self, *arguments, **options)
 
-    monkeypatch.setattr(Run, "read_spectrum", noted)
+    monkeypatch.setattr(Follower, "read", noted)
     open_page(tmp_path, "spectrum", view="energy")
     assert sum(asked, []) == [400]
 
@@ -336,7 +337,8 @@ def test_the_table_can_be_taken_along(tmp_path: Path, monkeypatch: pytest.Monkey
 
     table = test.dataframe[0].value
     assert table["seeds"].tolist() == [2] * 4  # two methods of two modules
-    assert {"LaTeX", "CSV"} <= {b.label for b in test.get("download_button")}
+    buttons = {getattr(button, "label", "") for button in test.get("download_button")}
+    assert {"LaTeX", "CSV"} <= buttons
     (words,) = [words for words in commands(test) if words[2] == "table"]
     assert cli.main(words[1:]) == 0
     assert "\\toprule" in Path(words[-1]).read_text()

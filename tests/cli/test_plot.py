@@ -142,7 +142,8 @@ def test_a_folder_of_runs_pairs_by_itself(root: Path, tmp_path: Path) -> None:
 
     runs = [Run(path) for path in sorted(root.iterdir())]
     pairs = [("sorsa-1", "sorsa-noreg-1"), ("sorsa-2", "sorsa-noreg-2")]
-    drawn = figures.kappa_ratio(*rows_of(runs, ["drift"]), pairs)
+    (drift,) = rows_of(runs, ["drift"])
+    drawn = figures.kappa_ratio(drift, pairs)
     assert out.read_bytes() == figures.to_bytes(drawn, ".html")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -160,6 +161,15 @@ def test_the_same_chart_gives_the_same_bytes_however_often_it_is_written():
         assert figures.to_bytes(second, suffix) == before[suffix]
     # The PDF was written before the picture in pixels, now after it.
     assert figures.to_bytes(first, ".pdf") == before[".pdf"]
+
+
+@pytest.mark.parametrize(("preset", "last"), [(None, "sans-serif"), ("iclr", "serif")])
+def test_an_svg_where_the_fonts_are_missing_falls_back_to_their_kind(preset, last):
+    content = figures.to_bytes(draw(every_mark(), preset), ".svg").decode()
+    families = set(re.findall(r"font-family: ([^;]*);", content))
+
+    assert len(families) == 1
+    assert families.pop().split(", ")[-1] == last
 
 
 def test_a_heat_map_of_eighty_layers_is_small():

@@ -51,7 +51,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def fresh(browser: Browser) -> Iterator[MakeContext]:
-    """Makes browser contexts that know nothing of each other; notes their errors, and what they ask of others."""
+    """Makes contexts that know nothing of each other; notes errors and what they ask of others."""
     made: list[BrowserContext] = []
     strangers: list[str] = []
     errors: list[str] = []
@@ -76,7 +76,7 @@ def fresh(browser: Browser) -> Iterator[MakeContext]:
 
 
 @pytest.fixture(scope="session")
-def demo_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_runs(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three methods' runs of the bundled model, trained and analysed: real, and small."""
     from spectra.analysis import analyze
     from spectra.demo import BUNDLED_MODEL, demo_settings
