@@ -162,7 +162,8 @@ class Follower:
 
     def _named(self, frame: pd.DataFrame) -> pd.DataFrame:
         codes = np.zeros(len(frame), np.int8)
-        frame.insert(0, "run", pd.Categorical.from_codes(codes, [self.run.name]))
+        name = pd.Categorical.from_codes(codes, pd.Index([self.run.name]))
+        frame.insert(0, "run", pd.Series(name, frame.index))
         return frame
 
 
@@ -200,6 +201,7 @@ def _followed(held: _Held, table: PartTable, names: Sequence[str]) -> _Held:
 def _current(columns: dict[str, Column]) -> np.ndarray:
     """Return the last row of every key, in the order of the keys."""
     module = columns["module"]
+    assert isinstance(module, pd.Categorical)
     rank = np.argsort(np.argsort(np.asarray(module.categories.astype(object))))
     # A module that is missing has the code −1: behind all, as pandas sorts it.
     ranks = np.append(rank, len(rank))[module.codes]
@@ -234,9 +236,10 @@ def _column(table: pa.Table, name: str) -> Column:
 def _joined(columns: Sequence[Column]) -> Column:
     if len(columns) == 1:
         return columns[0]
-    if isinstance(columns[0], pd.Categorical):
-        return union_categoricals(columns)
-    return np.concatenate(columns)
+    codes = [column for column in columns if isinstance(column, pd.Categorical)]
+    if codes:
+        return union_categoricals(codes)
+    return np.concatenate([column for column in columns if isinstance(column, np.ndarray)])
 
 
 def _counts(values: np.ndarray) -> np.ndarray:

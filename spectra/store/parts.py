@@ -78,7 +78,8 @@ def write_part(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> Non
 
     Tables of arrays, which are read a step at a time, are cut into small row groups.
     """
-    floats, others = [], []
+    floats: list[str] = []
+    others: list[str] = []
     for field in schema:
         nested = pa.types.is_list(field.type)
         leaf = f"{field.name}.list.element" if nested else field.name

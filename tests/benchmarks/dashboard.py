@@ -9,10 +9,10 @@ in Debian's Chromium without a window, and prints for each
 
 Both are medians of ten, in milliseconds, measured inside the browser. Beside them stands the
 processor time that the server and the browser spent until all was drawn, which tells which of the
-two is slow, and is not changed by what else a machine does. A page with one static chart
-of 100 points, served by Streamlit in the same way, is measured before them: no page of Streamlit
-can be quicker, and × says how many times as long ours take. Memory is that of all processes of the server. `tests.benchmarks.dashboard_store`
-makes the store.
+two is slow, and is little changed by what else a machine does. A page with one static chart of
+100 points, served by Streamlit in the same way, is measured before them: no page of Streamlit can
+be quicker, and × says how many times as long ours take. Memory is that of all processes of the
+server. `tests.benchmarks.dashboard_store` makes the store.
 """
 
 from __future__ import annotations
