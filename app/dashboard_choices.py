@@ -16,6 +16,7 @@ from dashboard_markup import escape
 from spectra import figures
 
 _MEMORY = "spectra-choices"
+_PAGE = "spectra-page"
 _FEW_MODULES = 3
 _USUAL_MODULES = ("q_proj", "v_proj")
 
@@ -232,6 +233,18 @@ def choose_scale(name: str = "scale", label: str = "Axis of the values") -> bool
     texts = {"auto": "automatic", "linear": "linear", "log": "logarithmic"}
     chosen = choose_one(name, label, list(texts), show=texts.__getitem__)
     return None if chosen == "auto" else chosen == "log"
+
+
+def enter_page(page: str) -> None:
+    """Forget what the widgets of another page held, before a page is drawn.
+
+    A widget of the same key is a new one there and begins empty, while Streamlit still gives the
+    old one's value under that key; the choices themselves are in the URL and the session.
+    """
+    if st.session_state.get(_PAGE) != page:
+        for key in [key for key in st.session_state if str(key).startswith("choice-")]:
+            del st.session_state[key]
+        st.session_state[_PAGE] = page
 
 
 def set_choice(name: str, *values: object) -> None:

@@ -205,7 +205,7 @@ def narrowed(chosen: range, values: Sequence[int]) -> range | None:
 
 def _picks(state: Any) -> Iterable[Picked]:
     for point in state["selection"]["points"]:
-        data = point.get("customdata") or ()
+        data: Sequence[Any] = point.get("customdata") or ()
         if len(data) >= 4:
             yield Picked(str(data[0]), str(data[1]), int(data[2]), int(data[3]))
 

@@ -11,12 +11,14 @@ import streamlit as st
 from dashboard_markup import escape
 from dashboard_runs import FileState, RunEntry
 
-from spectra.store import Run
+from spectra.store import Follower, Run
 
-_TABLES_HELD = 64
+# Bounds on memory. Ten runs of 44,800 rows: 110 MB of followed columns, and 4 MB a run for every
+# set of columns that a page asks for. Arrays of whole models at many steps are tens of MB.
+_FOLLOWERS_HELD = 192
+_TABLES_HELD = 32
 _JOINED_HELD = 4
-_ARRAYS_HELD = 16
-_PROBLEMS_SHOWN = 3
+_ARRAYS_HELD = 3
 
 
 def read_drift(entries: Sequence[RunEntry], columns: Collection[str]) -> pd.DataFrame:
@@ -165,23 +167,31 @@ def _join(
 
 
 def _named(rows: pd.DataFrame, label: str, method: str) -> pd.DataFrame:
-    """Return rows under the run's label, with their keys as categories."""
-    named = rows.assign(run=label, method=rows["method"].astype(object).fillna(method))
-    keys = [name for name in ("run", "method", "module") if name in named]
-    return named.astype(dict.fromkeys(keys, "category"))
+    """Return rows under the run's label, and of its method where they do not say theirs."""
+    told = rows["method"]
+    if told.isna().any():
+        kinds = dict.fromkeys([*told.cat.categories, method])
+        told = told.cat.set_categories(list(kinds)).fillna(method)
+    return rows.assign(run=rows["run"].cat.rename_categories([label]), method=told)
 
 
-# The files' state is not read inside: it is in the key, so that new files are new entries.
+@st.cache_resource(max_entries=_FOLLOWERS_HELD, show_spinner=False)
+def _follower(path: str, table: str) -> Follower:
+    return Follower(Run(path), table)
+
+
+# The files' state is not read inside: it is in the key, so that new files are new entries. What
+# the followers hold is not read again for them.
 @st.cache_resource(max_entries=_TABLES_HELD, show_spinner=False)
 def _read_drift(
     path: str, label: str, method: str, files: FileState, columns: tuple[str, ...]
 ) -> pd.DataFrame:
-    return _named(Run(path).read_drift(["run", "method", *columns]), label, method)
+    return _named(_follower(path, "drift").read(["method", *columns]), label, method)
 
 
 @st.cache_resource(max_entries=_TABLES_HELD, show_spinner=False)
 def _read_training(path: str, label: str, method: str, files: FileState) -> pd.DataFrame:
-    return _named(Run(path).read_training(), label, method)
+    return _named(_follower(path, "training").read(), label, method)
 
 
 @st.cache_resource(max_entries=_ARRAYS_HELD, show_spinner=False)
@@ -193,10 +203,6 @@ def _read_arrays(
     modules: tuple[str, ...] | None,
     layers: tuple[int, ...] | None,
 ) -> pd.DataFrame:
-    rows = pd.concat([Run(path).read_spectrum(step) for step in steps], ignore_index=True)
-    chosen = rows["step"].isin(steps)
-    for name, wanted in (("module", modules), ("layer", layers)):
-        if wanted is not None:
-            chosen &= rows[name].isin(wanted)
-    present = [c for c in columns if c in rows]
-    return rows.loc[chosen, ["run", "method", "module", "step", "layer", *present]]
+    return _follower(path, "spectrum").read(
+        ["method", *columns], steps=steps, modules=modules, layers=layers
+    )

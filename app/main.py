@@ -15,6 +15,7 @@ _FOLDER = Path(__file__).resolve().parent
 if str(_FOLDER) not in sys.path:
     sys.path.insert(0, str(_FOLDER))
 
+from dashboard_choices import enter_page  # noqa: E402
 from dashboard_pages import PAGES, view  # noqa: E402  (this folder has to be on the path)
 
 # At a laptop's width the figures need the room: a narrow column of choices, the menu on top.
@@ -28,6 +29,7 @@ _page = st.navigation(
     ],
     position="top",
 )
+enter_page(_page.url_path)
 try:
     _page.run()
 except Exception:

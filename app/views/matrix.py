@@ -13,7 +13,8 @@ from spectra import figures
 from spectra.figures.matrices import describe_matrix
 from spectra.store import DRIFT_QUANTITIES
 
-_ARRAYS = ("sigma", "sigma_change", "overlap_u", "overlap_v", "leading_u", "leading_v")
+_BY_INDEX = ("sigma", "sigma_change", "overlap_u", "overlap_v")
+_ARRAYS = (*_BY_INDEX, "leading_u", "leading_v")
 _FACTS = ("rows", "cols", "dtype", "solver")
 
 (entry,) = open_page(
@@ -58,6 +59,16 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     neighbour("Step", ":material/arrow_back:", steps, step, -1, "step")
     neighbour("Step", ":material/arrow_forward:", steps, step, 1, "step")
 
+
+def a_row_an_index(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a singular value, its index counted from 1."""
+    known = [name for name in _BY_INDEX if name in rows and rows[name].notna().all()]
+    counted = [list(range(1, len(sigma) + 1)) for sigma in rows["sigma"]]
+    index = pd.Series(counted, index=rows.index, dtype=object)
+    keys = rows.drop(columns=[name for name in _ARRAYS if name in rows])
+    return keys.assign(index=index, **rows[known]).explode(["index", *known])
+
+
 arrays = read_arrays(entry, steps=[step], modules=[module], layers=[layer], columns=_ARRAYS)
 options = {"module": module, "layer": layer, "step": step}
 shown = show(
@@ -83,4 +94,4 @@ st.dataframe(
     hide_index=True,
     column_config={"value": st.column_config.NumberColumn("value", format="%.6g")},
 )
-take_along("matrix", shown.chart, arrays, "matrix", [entry], **options)
+take_along("matrix", shown.chart, arrays, "matrix", [entry], tidy=a_row_an_index, **options)

@@ -99,8 +99,9 @@ with st.container(horizontal=True):
             choose_elsewhere("one run")
             st.switch_page(view(page))
 
+if listing.sweeps:
+    st.caption("Sweeps, and how many of their runs are where:")
 for sweep in listing.sweeps:
-    st.subheader("Sweep", anchor=False)
-    st.text(f"{sweep.label}: {sweep.progress}")
+    st.text(f"{one_line(sweep.label)}: {sweep.progress}")
 for problem in listing.problems:
     st.warning(f"A sweep is not shown as one: {escape(problem)}")

@@ -15,7 +15,7 @@ from checkpoints_index import Checkpoint, CheckpointError
 from checkpoints_index.walking import Stamp
 from spectra.analysis.arrivals import Arrival
 from spectra.analysis.base_cache import BaseCache
-from spectra.analysis.plan import Plan, RowKey, StaleStep, row_keys
+from spectra.analysis.plan import Plan, RowKey, StaleStep, row_keys, tell_replaced
 from spectra.analysis.rows import Quantities, Row
 from spectra.analysis.schedule import compute
 from spectra.analysis.writing import RowWriter
@@ -218,6 +218,8 @@ class Training:
         except _UNUSABLE as error:
             self._give_up(arrival, error)
             return None
+        if told := tell_replaced([*at_zero, *stale], self._done):
+            self._tell("anew", f"{self.run.path}, step {arrival.step}: {told}")
         if self._describe is not None and (at_zero or stale):
             self._describe(checkpoint, plan)
         if at_zero:

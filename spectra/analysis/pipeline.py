@@ -27,7 +27,14 @@ from checkpoints_index.snapshots import BASE_FILE, Snapshot
 from spectra.analysis.base_cache import BaseCache
 from spectra.analysis.bases import find_base, warn_of_another_model
 from spectra.analysis.cost import Estimate, estimate_cost
-from spectra.analysis.plan import Task, plan_tasks, refuse_shared_steps, row_keys
+from spectra.analysis.plan import (
+    RowKey,
+    Task,
+    plan_tasks,
+    refuse_shared_steps,
+    row_keys,
+    tell_replaced,
+)
 from spectra.analysis.rows import Quantities
 from spectra.analysis.schedule import compute
 from spectra.analysis.writing import RowWriter, describe_run
@@ -163,7 +170,7 @@ def estimate(
         raise failed[0]
     for error in failed:
         logger.warning("Left out: %s", error)
-    tasks = [task for job in jobs for task in job.tasks(quantities)]
+    tasks = [task for job in jobs for task in job.tasks(quantities, job.done())]
     return estimate_cost(tasks, quantities, BaseCache())
 
 
@@ -197,9 +204,12 @@ class _Job:
             paths = [c.path for c in self.checkpoints]
             describe_run(self.run, self.base, self.modules or found, methods, paths)
 
-    def tasks(self, quantities: Quantities) -> list[Task]:
+    def done(self) -> set[RowKey]:
+        """Return the rows there are."""
+        return row_keys(self.run.drift.read(["source"]))
+
+    def tasks(self, quantities: Quantities, done: Collection[RowKey]) -> list[Task]:
         """Return what has no current row."""
-        done = row_keys(self.run.drift.read(["source"]))
         return plan_tasks(self.base, self.checkpoints, self.modules, done, quantities)
 
     def bring_up_to_date(
@@ -207,7 +217,10 @@ class _Job:
     ) -> None:
         """Compute what has no current row, and write it as it comes."""
         self.run.remove_leftovers()
-        tasks = self.tasks(quantities)
+        done = self.done()
+        tasks = self.tasks(quantities, done)
+        if told := tell_replaced((step for task in tasks for step in task.steps), done):
+            logger.warning("%s: %s", self.run.path, told)
         total = sum(len(task.steps) for task in tasks)
         writer = RowWriter(self.run)
         hidden = not progress or total == 0

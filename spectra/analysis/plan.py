@@ -116,6 +116,19 @@ def plan_tasks(
     return plan.tasks(stale)
 
 
+def tell_replaced(stale: Iterable[StaleStep], done: Collection[RowKey]) -> str:
+    """Say how many rows there are that are going to be computed anew; empty if none."""
+    there = {key[:3] for key in done}
+    keys = ((s.checkpoint.step, s.matrix.layer, s.matrix.module) for s in stale)
+    count = sum(key in there for key in keys)
+    if not count:
+        return ""
+    return (
+        f"{count} rows that are there come from an earlier version of Spectra, other options or "
+        "other weights: they are computed anew, and stay until then."
+    )
+
+
 class Plan:
     """What is stale of one training's checkpoints, which may come one by one.
 

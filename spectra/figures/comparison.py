@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from spectra.figures.chart import Axis, Band, Chart, Entry, Floats, Hover, Ink, Line, Mark, Panel
+from spectra.figures.compared_runs import (
+    KEYS,
+    Group,
+    align,
+    form_groups,
+    runs_of_drift,
+    runs_of_training,
+)
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
-from spectra.figures.noise import Floor, floor_marks, noise_floor, noise_sentence
+from spectra.figures.noise import Floor, floor_marks, noise_sentence
 from spectra.figures.over_layers import (
     RATIOS,
     Scale,
@@ -22,53 +29,15 @@ from spectra.figures.over_layers import (
     horizontal,
     line_on,
     listed,
-    over_layers,
     sentences,
     value_scale,
 )
-from spectra.figures.seeds import Series, Spread, against_loss, against_total, counted, spread
-from spectra.figures.selection import (
-    MOST_LINE_POINTS,
-    by_run,
-    clean,
-    module_order,
-    select_rows,
-)
+from spectra.figures.seeds import Spread
+from spectra.figures.selection import clean
 from spectra.figures.style import dash
 
 BY = ("step", "tokens", "loss", "seconds")
 """What runs can be aligned by."""
-_KEYS = frozenset({"run", "method", "module", "layer", "step"})
-_FLOORS = ("sigma_noise", "d_noise")
-# Above this many recorded steps, training's own columns are drawn as running means.
-_SMOOTH_ABOVE = 80
-_HOW_TO_COUNT = (
-    "`spectra train` records them, and spectra.SpectraCallback does where the trainer has "
-    'include_num_input_tokens_seen="non_padding"'
-)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run's values, by module; of training's columns there is one, called ``""``."""
-
-    name: str
-    title: str
-    values: Mapping[str, Series]
-    floors: Mapping[str, Floor]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Runs of one label: how many, and mean and spread over them by module."""
-
-    title: str
-    runs: tuple[_Run, ...]
-    spreads: Mapping[str, Spread]
-
-    def floors(self, module: str) -> list[Floor]:
-        """Return the noise floors of its runs."""
-        return [run.floors[module] for run in self.runs if module in run.floors]
 
 
 def compare(
@@ -174,13 +143,13 @@ def describe_compare(
         raise ValueError(f"{column} against itself is no comparison; choose another column or by.")
     modules = [modules] if isinstance(modules, str) else modules
     modules = None if modules is None else list(modules)
-    of_drift = column in drift and column not in _KEYS
+    of_drift = column in drift and column not in KEYS
     if of_drift:
-        runs, order, said = _of_drift(drift, column, modules, layers, steps)
+        runs, order, said = runs_of_drift(drift, column, modules, layers, steps)
     else:
-        runs, order, said = _of_training(training, drift, column, steps)
-    runs, left_out = _aligned(runs, training, by)
-    formed, apart = _groups(runs, order, groups)
+        runs, order, said = runs_of_training(training, drift, column, steps)
+    runs, left_out = align(runs, training, by)
+    formed, apart = form_groups(runs, order, groups)
     label = label_of(column)
     floors = [[f for g in formed for f in g.floors(m)] for m in order]
     # κ of q_proj can be thousands of times that of v_proj; what else there is, is compared.
@@ -226,148 +195,8 @@ def describe_compare(
     )
 
 
-def _of_drift(
-    drift: pd.DataFrame,
-    column: str,
-    modules: Iterable[str] | None,
-    layers: Iterable[int] | None,
-    steps: Iterable[int] | None,
-) -> tuple[list[_Run], tuple[str, ...], str]:
-    if not pd.api.types.is_numeric_dtype(drift[column]):
-        raise ValueError(f"The column {column} holds no numbers, so it cannot be compared.")
-    rows = select_rows(drift, [column], modules, layers, steps, keep=_FLOORS)
-    order = module_order(rows, modules)
-    runs = []
-    for run, title, part in by_run(rows, drift):
-        values, floors = {}, {}
-        for module in order:
-            of_module = part[part["module"] == module]
-            if not of_module.empty:
-                over = over_layers(of_module, column)
-                values[module] = Series(
-                    over.steps, np.where(np.isinf(over.centre), np.nan, over.centre)
-                )
-                floors[module] = noise_floor(of_module, column)
-        runs.append(_Run(run, title, values, floors))
-    infinite = int(np.isinf(rows[column].to_numpy(dtype=float)).sum())
-    said = ""
-    if infinite:
-        said = (
-            f"{infinite} infinite values count as the largest in the median; a line breaks where "
-            "half of the layers are."
-        )
-    return runs, order, said
-
-
-def _of_training(
-    training: pd.DataFrame, drift: pd.DataFrame, column: str, steps: Iterable[int] | None
-) -> tuple[list[_Run], tuple[str, ...], str]:
-    if column not in training or column in _KEYS:
-        known = dict.fromkeys([*drift.columns, *training.columns])
-        raise ValueError(
-            f"Neither drift nor training has a column {column}; they have "
-            f"{', '.join(str(c) for c in known if c not in _KEYS)}."
-        )
-    rows = training[np.isfinite(training[column].to_numpy(dtype=float, na_value=np.nan))]
-    if steps is not None:
-        rows = rows[rows["step"].isin(list(steps))]
-    if rows.empty:
-        raise ValueError(
-            f"No run has a recorded {column} to compare. A run records it when trained by "
-            "`spectra train`, or passed to Recorder.step."
-        )
-    _refuse_twins(rows)
-    runs, smoothed = [], set()
-    for run, title, part in by_run(rows, rows):
-        part = part.sort_values("step", kind="stable")
-        values, window = part[column], len(part) // (_SMOOTH_ABOVE // 2)
-        if len(part) > _SMOOTH_ABOVE:
-            values = values.rolling(window, center=True, min_periods=1).mean()
-        series = Series(part["step"].to_numpy(dtype=float), values.to_numpy(dtype=float))
-        runs.append(_Run(run, title, {"": series}, {}))
-        smoothed.add(window if len(part) > _SMOOTH_ABOVE else 1)
-    said = ""
-    if max(smoothed) > 1:
-        most = f"{min(smoothed)} to {max(smoothed)}" if len(smoothed) > 1 else max(smoothed)
-        said = f"A value is the mean of {most} recorded steps."
-    return runs, ("",), said
-
-
-def _refuse_twins(rows: pd.DataFrame) -> None:
-    if rows.duplicated(["run", "step"]).any():
-        raise ValueError(
-            "Two of the runs share a name, so their steps cannot be told apart. Rename one of "
-            "their folders."
-        )
-
-
-def _aligned(runs: Sequence[_Run], training: pd.DataFrame, by: str) -> tuple[list[_Run], str]:
-    """Return the runs with what they are aligned by in the steps' place, and who has none."""
-    if by == "step":
-        return list(runs), ""
-    known = training
-    if by in training:
-        known = training[training[by].notna()].sort_values("step", kind="stable")
-        _refuse_twins(known)
-    by_name = dict(list(known.groupby("run", observed=True))) if by in training else {}
-    aligned, without = [], []
-    for run in runs:
-        rows = by_name.get(run.name)
-        moved = {}
-        if rows is not None:
-            total = None if by == "loss" else counted(rows, by)
-            for module, series in run.values.items():
-                there = (
-                    against_loss(series, rows) if total is None else against_total(series, total)
-                )
-                if there is not None:
-                    moved[module] = there
-        if moved:
-            aligned.append(_Run(run.name, run.title, moved, run.floors))
-        else:
-            without.append(run.title)
-    what = {"tokens": "tokens seen", "loss": "training loss", "seconds": "time"}[by]
-    how = f": {_HOW_TO_COUNT}" if by == "tokens" else ""
-    if not aligned:
-        raise ValueError(
-            f"No run has a recorded {what} at the steps of its values, so they cannot be aligned "
-            f'by it{how}. Choose by="step".'
-        )
-    return aligned, f"Left out, without recorded {what}: {listed(without)}." if without else ""
-
-
-def _groups(
-    runs: Sequence[_Run], order: Sequence[str], labels: Mapping[str, str] | None
-) -> tuple[list[_Group], str]:
-    """Return the groups in the order of their first runs, and what has no place in common."""
-    members: dict[tuple[bool, str], list[_Run]] = {}
-    for run in runs:
-        label = (labels or {}).get(run.name)
-        members.setdefault((label is None, run.name if label is None else label), []).append(run)
-    most = max(2, MOST_LINE_POINTS // (3 * len(members) * len(order)))
-    formed, apart = [], []
-    for (alone, label), of_group in members.items():
-        title = of_group[0].title if alone else clean(label)
-        spreads = {}
-        for module in order:
-            series = [run.values[module] for run in of_group if module in run.values]
-            found = spread(series, most) if series else None
-            if found is not None:
-                spreads[module] = found
-        if spreads:
-            formed.append(_Group(title, tuple(of_group), spreads))
-        else:
-            apart.append(title)
-    if not formed:
-        raise ValueError(
-            f"The runs of {listed(apart)} have no range in common, so they have no mean. Align "
-            "them by something else, or compare them run by run, with groups=None."
-        )
-    return formed, f"Without a range that all seeds share: {listed(apart)}." if apart else ""
-
-
 def _scale(
-    groups: Sequence[_Group],
+    groups: Sequence[Group],
     order: Sequence[str],
     column: str,
     log: bool | None,
@@ -383,7 +212,7 @@ def _scale(
     )
 
 
-def _marks(groups: Sequence[_Group], module: str, scale: Scale) -> list[Mark]:
+def _marks(groups: Sequence[Group], module: str, scale: Scale) -> list[Mark]:
     marks: list[Mark] = []
     for i, group in enumerate(groups):
         found = group.spreads.get(module)
@@ -428,12 +257,12 @@ def _axis(by: str, spreads: Sequence[Spread]) -> Axis:
     return Axis(axis.label, axis.symbol, axis.limits[::-1])
 
 
-def _largest(group: _Group, order: Sequence[str]) -> list[Floor]:
+def _largest(group: Group, order: Sequence[str]) -> list[Floor]:
     floors = [f for module in order for f in group.floors(module)]
     return [max(floors, key=lambda f: -1.0 if np.isnan(f.level) else f.level)] if floors else []
 
 
-def _lines_sentence(column: str, groups: Sequence[_Group]) -> str:
+def _lines_sentence(column: str, groups: Sequence[Group]) -> str:
     over = f"{centre_of(column)} over the layers" if column else "value"
     if all(len(g.runs) == 1 for g in groups):
         return f"Lines: {over} of one run each." if column else ""
@@ -455,7 +284,7 @@ def _by_sentence(by: str) -> str:
     )
 
 
-def _ends_sentence(groups: Sequence[_Group], order: Sequence[str], by: str) -> str:
+def _ends_sentence(groups: Sequence[Group], order: Sequence[str], by: str) -> str:
     """Name the groups of which some seed goes on where the mean ends."""
     found = []
     for group in groups:

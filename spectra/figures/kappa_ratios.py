@@ -293,8 +293,8 @@ def _faint(number: int, pair: _Pair, module: str, rows: pd.DataFrame) -> Line:
         np.insert(step.astype(float), ends, step[ends - 1]),
         np.insert(rows["ratio"].to_numpy(), ends, math.nan),
         Ink("run", number),
-        width=0.5,
-        opacity=0.3,
+        width=0.7,
+        opacity=0.4,
         entry=f"pair{number}",
         hover=Hover(f"{pair.title} · {clean(module)}", (("layer", layers.astype(float)),)),
         pick=Pick(

@@ -23,7 +23,7 @@ from spectra.figures.screen_layout import (
     plan,
     title_lines,
 )
-from spectra.figures.screen_marks import GREY, Place, draw_marks, ground, shades_for
+from spectra.figures.screen_marks import GREY, Place, draw_marks, ground, has_rims, shades_for
 
 
 def draw(chart: Chart, dark: bool = False) -> go.Figure:
@@ -53,16 +53,17 @@ def draw(chart: Chart, dark: bool = False) -> go.Figure:
     layout = _layout(chart, grid, dark)
     traces = [_legend_trace(entry, dark) for entry in chart.entries]
     size, shades = number_size(chart, grid), shades_for(chart.panels)
+    rims = has_rims(chart.panels)
     for index, panel in enumerate(chart.panels):
         x, y = _add_axes(layout, chart, grid, index, dark)
-        _add_marks(traces, layout, Place(x, y, panel, dark, size, shades, chart.bar))
+        _add_marks(traces, layout, Place(x, y, panel, dark, size, shades, rims, chart.bar))
     # Axes that come later are drawn above the earlier ones.
     for index, panel in enumerate(chart.panels):
         if panel.inset is not None:
             number = len(chart.panels) + index
             x, y = _add_inset(layout, grid, index, number, panel.inset, dark)
             inner = panel.inset.panel
-            _add_marks(traces, layout, Place(x, y, inner, dark, size, shades, chart.bar))
+            _add_marks(traces, layout, Place(x, y, inner, dark, size, shades, rims, chart.bar))
     if chart.bar is not None and chart.bar.limits[0] < chart.bar.limits[1]:
         traces.append(_bar_trace())
     # Names last, so that a figure drawn again keeps what is hidden though traces came or went.

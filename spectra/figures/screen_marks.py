@@ -44,6 +44,7 @@ _UNSEEN = {"opacity": 0, "size": 10, "maxdisplayed": 1}
 # 160, in 0.17 s as 40; as scattergl in software in 1.5 s.
 _MOST_TRACES = 160
 _MOST_SHADES, _FEWEST_SHADES = 32, 5
+_MOST_RIMS = 24
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Place:
         Of numbers that have none of their own, points.
     shades : int
         Of a colour map, that lines may have.
+    rims : bool
+        Whether lines that ask for a rim get one.
     bar : ColourBar or None
     """
 
@@ -69,6 +72,7 @@ class Place:
     dark: bool
     size: float
     shades: int
+    rims: bool
     bar: ColourBar | None
 
     @property
@@ -111,17 +115,22 @@ def draw_marks(place: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 def shades_for(panels: Iterable[Panel]) -> int:
     """Return how many shades of a colour map the lines may have, so that they are few traces."""
-    panels = list(panels)
+    lines = list(_lines_of(panels))
     for shades in (_MOST_SHADES, 16, 8):
-        looks = {
-            (index, _look(mark, shades))
-            for index, panel in enumerate(panels)
-            for mark in panel.marks
-            if isinstance(mark, Line)
-        }
-        if len(looks) <= _MOST_TRACES:
+        if len({(index, _look(line, shades)) for index, line in lines}) <= _MOST_TRACES:
             return shades
     return _FEWEST_SHADES
+
+
+def has_rims(panels: Iterable[Panel]) -> bool:
+    """Whether lines get their rims: a trace each, and in small panels of little use."""
+    return sum(line.rim for _, line in _lines_of(panels)) <= _MOST_RIMS
+
+
+def _lines_of(panels: Iterable[Panel]) -> Iterator[tuple[int, Line]]:
+    parts = (p for panel in panels for p in (panel, *([panel.inset.panel] if panel.inset else [])))
+    for index, panel in enumerate(parts):
+        yield from ((index, mark) for mark in panel.marks if isinstance(mark, Line))
 
 
 def _merged(marks: Iterable[Mark], shades: int) -> Iterator[Mark | list[Line]]:
@@ -163,20 +172,17 @@ def _lines(lines: Sequence[Line], place: Place) -> list[dict[str, Any]]:
         "mode": ("lines+markers" if symbol else "lines") if first.width else "markers",
     }
     traces = []
-    if first.rim:
+    if first.rim and first.width and place.rims:
         rim = {"color": place.ground, "width": width + _RIM}
-        spot = {"symbol": symbol, "color": place.ground, "size": _MARKER + _RIM}
-        traces.append(
-            common
-            | {"line": rim, "opacity": 0.8, "hoverinfo": "skip"}
-            | ({"marker": spot} if symbol else {})
-        )
+        traces.append(common | {"mode": "lines", "line": rim, "opacity": 0.8, "hoverinfo": "skip"})
     trace = common | {
         "line": {"color": colour, "width": width, "dash": first.dash},
         "opacity": first.opacity,
     }
     if symbol:
         trace["marker"] = {"symbol": symbol, "color": colour, "size": _MARKER}
+        if first.rim:
+            trace["marker"]["line"] = {"color": place.ground, "width": 1}
     elif first.pick is not None:
         trace |= {"mode": "lines+markers", "marker": _UNSEEN}
     points = [(line.hover, line.pick, len(line.x)) for line in lines]

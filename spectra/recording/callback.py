@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # What the trainer logs, and what it is called in a run.
 _LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
+# TRL's trainers count the tokens of their batches, without padding, and log the total.
+_TRLS_TOKENS = "num_tokens"
 # Only the log at the end of training has it; the time every one has where tokens are counted.
 _LAST_LOG = "train_loss"
 # DVCLive has no steps: it counts how often it is told something.
@@ -35,7 +37,9 @@ class SpectraCallback(TrainerCallback):
     A step is an optimizer step, also under gradient accumulation. Loss, learning rate and
     gradient norm (before clipping) are taken from what the trainer logs, so
     ``logging_steps=1`` records every step's. The tokens seen so far are recorded if the trainer
-    counts them without the padding, by ``include_num_input_tokens_seen="non_padding"``.
+    counts them without the padding, by ``include_num_input_tokens_seen="non_padding"``; TRL's
+    trainers count by themselves, of a resumed training some of them from its last start only,
+    and then none are recorded.
 
     Summaries of the steps that have been analysed go to the trackers that the trainer reports
     to (``report_to``), at the steps they are of. An alert that asks for it ends the training at
@@ -62,7 +66,7 @@ class SpectraCallback(TrainerCallback):
         self.recorder = Recorder(run, **options)
         self._may_stop = Alerts(options.get("alerts")).may_stop
         self._recording = False
-        self._counts_tokens = False
+        self._counts_tokens = self._from_start = False
         self._handler: CallbackHandler | None = None
         self._reporter = Reporter()
 
@@ -82,6 +86,7 @@ class SpectraCallback(TrainerCallback):
         self._recording = True
         # A checkpoint from before the trainer was told to count does not know how many they were.
         counted = state.global_step == 0 or state.num_input_tokens_seen > 0
+        self._from_start = state.global_step == 0
         self._counts_tokens = counted and args.include_num_input_tokens_seen == "non_padding"
         self._handler = _calling_handler()
 
@@ -116,6 +121,11 @@ class SpectraCallback(TrainerCallback):
             return
         if "loss" in logs:
             values = {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
+            total = logs.get(_TRLS_TOKENS)
+            # A total that is in the trainer's state goes on from a checkpoint; others begin anew.
+            known = self._from_start or total == state.num_input_tokens_seen
+            if total is not None and known and not self._counts_tokens:
+                values["tokens"] = total
             self.recorder.log(state.global_step, **values)
         if _LAST_LOG in logs:
             # Later, the model may be another (load_best_model_at_end) and the trackers closed.

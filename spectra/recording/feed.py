@@ -205,8 +205,8 @@ class DriftFeed:
         new = {(row["step"], str(row["source"])) for row in listed} - self._given
         if not new:
             return {}
-        steps = [("step", "in", sorted({step for step, _ in new}))]
-        rows = self._table.read_part(part, self._table.schema.names, steps)
+        where = {"step": sorted({step for step, _ in new})}
+        rows = self._table.read_part(part, self._table.schema.names, where)
         rows = pa.concat_tables(
             [self._table.schema.empty_table(), rows], promote_options="permissive"
         )

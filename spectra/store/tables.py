@@ -40,19 +40,23 @@ class PartTable:
         self.folder = Path(folder)
         self.schema = schema
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `rows` as one new part; missing columns become null.
+    def append(self, rows: Sequence[Mapping[str, Any]] | pa.Table) -> None:
+        """Write `rows` as one new part; columns that a row lacks become null, a table has all.
 
         Raises
         ------
         OSError
             If the folder cannot be written or the disk is full; earlier parts stay whole.
         """
-        if rows:
+        if not len(rows):
+            return
+        if isinstance(rows, pa.Table):
+            table = rows.select(self.schema.names).cast(self.schema)
+        else:
             table = pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema)
-            # Stable: of two rows with one key the later one stays the later.
-            order = np.argsort(table["step"].to_numpy(), kind="stable")
-            self._write([table.take(pa.array(order))])
+        # Stable: of two rows with one key the later one stays the later.
+        order = np.argsort(table["step"].to_numpy(), kind="stable")
+        self._write([table.take(pa.array(order))])
 
     def read(
         self, columns: Iterable[str] | None = None, where: Where | None = None

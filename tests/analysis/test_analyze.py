@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from distributed import LocalCluster
@@ -23,10 +25,10 @@ from peft import PeftModel
 import spectra
 from checkpoints_index import CheckpointError
 from checkpoints_index.snapshots import BASE_FILE
-from spectra.analysis import analyze
+from spectra.analysis import analyze, plan
 from spectra.analysis.rows import BaseMatrix
 from spectra.cli import main
-from spectra.store import DRIFT, Run
+from spectra.store import DRIFT, SPECTRUM_ARRAYS, Run
 from tests.analysis.test_rows import plain_svd_row
 from tests.helpers import (
     attention_weights,
@@ -89,6 +91,11 @@ def test_spectrum_rows_hold_the_arrays_behind_the_drift(tmp_path: Path) -> None:
         assert len(row["sigma"]) == min(row["rows"], row["cols"])
         turned = 1 - (row["overlap_u"].mean() + row["overlap_v"].mean()) / 2
         assert turned == pytest.approx(row["delta_d"], abs=1e-6)  # arrays are float32
+        moved = np.abs(row["sigma_change"]).mean()
+        assert moved == pytest.approx(row["delta_sigma"], rel=1e-6)
+        base = (row["sigma"] - row["sigma_change"]).mean()
+        assert base == pytest.approx(row["sigma_0_mean"], rel=1e-6)
+        assert len(row["leading_u"]) == len(row["leading_v"]) == 16 * 16
 
 
 def count_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -110,6 +117,36 @@ def test_a_second_analysis_computes_nothing(
     first = analyze(tmp_path / "run")
     made = count_decompositions(monkeypatch)
     pd.testing.assert_frame_equal(analyze(tmp_path / "run"), first)
+    assert not made
+
+
+def test_rows_of_an_earlier_version_are_made_anew_once_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record(tmp_path / "run", "lora")
+    run = Run(tmp_path / "run")
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(plan, "ENGINE", "3")
+        analyze(run.path)
+    assert "computed anew" not in caplog.text
+    # What that version did not write.
+    for table, lacking in (
+        (run.drift, ["sigma_0_mean"]),
+        (run.spectrum, ["sigma_change", "leading_u", "leading_v"]),
+    ):
+        for part in table.parts():
+            pq.write_table(pq.read_table(part).drop_columns(lacking), part)
+    old = run.read_spectrum()
+    assert old["leading_u"].isna().all() and old["sigma"].notna().all()
+    assert run.read_drift()["sigma_0_mean"].isna().all()
+    with caplog.at_level(logging.WARNING):
+        drift = analyze(run.path)
+    assert f"{len(drift)} rows that are there come from an earlier version" in caplog.text
+    assert drift["sigma_0_mean"].notna().all()
+    new = run.read_spectrum()
+    assert new[[*SPECTRUM_ARRAYS]].notna().all(axis=None)
+    made = count_decompositions(monkeypatch)
+    pd.testing.assert_frame_equal(analyze(run.path), drift)
     assert not made
 
 
@@ -155,13 +192,24 @@ def test_rows_of_steps_that_no_longer_exist_are_dropped(tmp_path: Path) -> None:
     assert set(analyze(tmp_path / "run")["step"]) == {0, 2, 4, 6}
 
 
+def assert_same_arrays(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """All arrays, to float32."""
+    assert len(found) == len(expected) > 0
+    for name in SPECTRUM_ARRAYS:
+        pairs = zip(found[name], expected[name], strict=True)
+        # float64 leaves 1e-12 of values of the size of 1: more than a small change's own digits.
+        assert all(np.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in pairs), name
+
+
 def test_workers_give_the_same_rows(tmp_path: Path) -> None:
     record(tmp_path / "run", "sorsa")
     serial = analyze(tmp_path / "run").drop(columns="residual")
     for part in Run(tmp_path / "run").drift.parts():
         part.unlink()
+    arrays = Run(tmp_path / "run").read_spectrum()
     parallel = analyze(tmp_path / "run", workers=2).drop(columns="residual")
     pd.testing.assert_frame_equal(parallel, serial, rtol=1e-9, atol=1e-12)
+    assert_same_arrays(Run(tmp_path / "run").read_spectrum(), arrays)
 
 
 def test_a_dask_cluster_gives_the_same_rows(tmp_path: Path) -> None:
@@ -169,9 +217,11 @@ def test_a_dask_cluster_gives_the_same_rows(tmp_path: Path) -> None:
     serial = analyze(tmp_path / "run").drop(columns="residual")
     for part in Run(tmp_path / "run").drift.parts():
         part.unlink()
+    arrays = Run(tmp_path / "run").read_spectrum()
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         rows = analyze(tmp_path / "run", scheduler=cluster.scheduler_address)
     pd.testing.assert_frame_equal(rows.drop(columns="residual"), serial, rtol=1e-9, atol=1e-12)
+    assert_same_arrays(Run(tmp_path / "run").read_spectrum(), arrays)
 
 
 def test_a_moved_run_still_works_and_computes_nothing(

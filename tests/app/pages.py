@@ -24,7 +24,7 @@ HOSTILE = "<img src=x onerror=alert(1)> **bold** $x$ :red[r] [a](http:b) %{x}"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def write_run(
@@ -95,7 +95,13 @@ def look_again(test: AppTest) -> AppTest:
 
 def forget_listings() -> None:
     """What a page knows of the folders stands for a second, and a test has no second."""
-    st.cache_resource.clear()
+    for module, listing in (
+        ("dashboard_runs", "_walk"),
+        ("dashboard_runs", "_list_runs"),
+        ("dashboard_sweeps", "_list_sweeps"),
+    ):
+        if module in sys.modules:  # which the app's own script puts on the path
+            getattr(sys.modules[module], listing).clear()
 
 
 @contextmanager

@@ -357,3 +357,16 @@ def test_every_figure_has_a_page_that_shows_its_command(twins: Path) -> None:
 
     of_other_pages = {"trajectory", "curves", "heatmap", "matrix"}
     assert shown == set(FIGURES) - of_other_pages
+
+
+def test_choices_go_with_the_user_from_page_to_page(twins: Path) -> None:
+    test = open_page(twins, "trajectories", module="v_proj", layers="1-2", run="sorsa-seed1")
+
+    for page in ("layers", "conditioning", "compare", "trajectories"):
+        test.switch_page(f"views/{page}.py").run()
+
+        assert not test.exception and not test.error
+        assert test.multiselect(key="choice-module").value == ["v_proj"]
+        assert test.text_input(key="choice-layers").value == "1-2"
+        assert len(drawn(test)) == 1
+    assert test.multiselect(key="choice-run").value == ["sorsa-seed1"]

@@ -218,6 +218,16 @@ def test_the_last_of_two_marks_is_above() -> None:
     assert [t.line.width for t in figure.data] == [0, 0.75, 4.5]
 
 
+def test_rims_give_way_where_panels_are_many() -> None:
+    def rims(panels: int) -> int:
+        mean = Line(X, X, Ink("module", 0), marker="circle", rim=True)
+        figure = draw(Chart(tuple(Panel(str(i), SIDE, UP, (mean,)) for i in range(panels))))
+        return len(traces(figure, "lines"))
+
+    assert rims(4) == 4
+    assert rims(30) == 0
+
+
 def test_an_entry_hides_all_its_marks() -> None:
     figure = draw(every_chart())
     legend = [t for t in figure.data if t.showlegend]
@@ -324,6 +334,18 @@ def test_a_hostile_name_is_text_in_the_browser(shown: Any) -> None:
     assert "ΔΣ 2ΔD 1κ ∞" in told
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert "<img src=x" in page.evaluate(TEXTS, ".legendtext")[0]
+
+
+@pytest.mark.browser
+def test_a_pointer_reads_the_line_that_it_is_on(shown: Any) -> None:
+    lines = [
+        Line(X, X / 2 + i, GREY, hover=Hover(f"layer {i}", (("step", X * 10),)), pick=pick)
+        for i, pick in enumerate([numbers().pick, numbers("b").pick])
+    ]
+    page = shown(draw(one_panel(*lines)))
+    page.mouse.move(*page.evaluate(PIXELS, [2.0, 2.0]))
+    page.wait_for_selector(".hoverlayer .hovertext")
+    assert page.evaluate(TEXTS, ".hoverlayer .hovertext") == ["layer 1ΔΣ 2ΔD 2step 20"]
 
 
 @pytest.mark.browser

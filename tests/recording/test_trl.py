@@ -119,6 +119,10 @@ def test_trls_trainers_are_recorded_and_end_in_the_same_bits(
     assert curve["loss"].tolist() == [entry["loss"] for entry in logged]
     assert curve["lr"].tolist() == [entry["learning_rate"] for entry in logged]
     assert curve["grad_norm"].tolist() == [float(entry["grad_norm"]) for entry in logged]
+    assert curve["tokens"].gt(0).all() and curve["tokens"].is_monotonic_increasing
+    if make is sft:
+        each = len(tiny_tokenizer()(TEXT)["input_ids"]) + 1  # TRL ends a text
+        assert curve["tokens"].tolist() == [4 * each * step for step in (1, 2, 3)]
 
     merged = attention_weights(recorded.merge_and_unload())
     last = series(tmp_path / "run")[STEPS]

@@ -51,14 +51,16 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture
 def fresh(browser: Browser) -> Iterator[MakeContext]:
-    """Makes browser contexts that know nothing of each other; notes what they ask of others."""
+    """Makes browser contexts that know nothing of each other; notes their errors, and what they ask of others."""
     made: list[BrowserContext] = []
     strangers: list[str] = []
+    errors: list[str] = []
 
     def make(**options: Any) -> BrowserContext:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(40_000)
         context.on("request", lambda request: note(request.url))
+        context.on("weberror", lambda error: errors.append(str(error.error)))
         made.append(context)
         return context
 
@@ -69,6 +71,7 @@ def fresh(browser: Browser) -> Iterator[MakeContext]:
     yield make
     for context in made:
         context.close()
+    assert errors == [], "A script on the page failed."
     assert strangers == [], "The dashboard asked another machine for something."
 
 
