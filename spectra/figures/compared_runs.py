@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import Floor, noise_floor
 from spectra.figures.over_layers import listed, over_layers
 from spectra.figures.seeds import Series, Spread, against_loss, against_total, counted, spread
@@ -73,12 +74,12 @@ def runs_of_drift(
                 floors[module] = noise_floor(of_module, column)
         runs.append(ComparedRun(run, title, values, floors))
     infinite = int(np.isinf(rows[column].to_numpy(dtype=float)).sum())
-    said = ""
+    said = left_out_sentence(rows, drift, [column])
     if infinite:
         said = (
             f"{infinite} infinite values count as the largest in the median; a line breaks where "
-            "half of the layers are."
-        )
+            f"half of the layers are. {said}"
+        ).rstrip()
     return runs, order, said
 
 

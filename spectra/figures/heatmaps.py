@@ -27,6 +27,7 @@ from spectra.figures.chart import (
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
+from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import floor_column, short
 from spectra.figures.selection import (
     by_run,
@@ -193,6 +194,7 @@ def describe_heatmap(
             scale.beyond,
             f"Without a value: {nothing} cells." if nothing else "",
             thinning_sentence("Cells of", min(most, columns), most),
+            left_out_sentence(rows, drift, [column]),
         ),
         link_x=True,
         link_y=True,

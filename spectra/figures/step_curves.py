@@ -28,6 +28,7 @@ from spectra.figures.chart import (
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
+from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import floor_marks, noise_floor, noise_sentence
 from spectra.figures.scales import ValueScale, padded, spans, value_scale
 from spectra.figures.selection import (
@@ -419,7 +420,10 @@ def _finite_rows(
             "so there is no curve to draw."
         )
     left_out = int((~finite).sum())
-    note = f"{left_out} infinite values are left out." if left_out else ""
+    note = _join(
+        f"{left_out} infinite values are left out." if left_out else "",
+        left_out_sentence(rows, drift, [column]),
+    )
     rows = rows[finite] if left_out else rows
     return rows, module_order(rows, modules), note
 

@@ -25,6 +25,7 @@ from spectra.figures.chart import (
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
 from spectra.figures.labels import label_of
+from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import Floor, box_sentence, shows
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
@@ -187,7 +188,11 @@ def describe_trajectory(
         until=last,
     )
     chart = _overlay(runs, look) if overlay else _panels(runs, look, axes == "shared")
-    sentences = [chart.caption]
+    with_base = drift[drift["sigma_0_mean"].notna()] if relative else drift
+    sentences = [
+        chart.caption,
+        left_out_sentence(rows, with_base, ["delta_sigma", "delta_d"]),
+    ]
     if left_out:
         sentences.append(
             f"Without the base's mean singular value, not drawn: {', '.join(left_out)}; analyse "
