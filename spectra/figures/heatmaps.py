@@ -267,7 +267,9 @@ def _floor_sentence(shown: pd.DataFrame, column: str, under: int, known: int) ->
     span = low if low == high else f"{low} to {high}"
     own = "" if column in ("delta_sigma", "delta_d") else " of ΔD"
     if not under:
-        return f"Every cell lies above the noise floor{own} ({span})."
+        # At step 0 nothing has moved, and 0 is above no floor.
+        which = "Every cell after step 0" if (shown["step"] == 0).any() else "Every cell"
+        return f"{which} lies above the noise floor{own} ({span})."
     which = "All cells are" if under == known else f"{under} of {known} cells are"
     return (
         f"{which} struck through: at or below the noise floor{own} of their matrix ({span}), what "

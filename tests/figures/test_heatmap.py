@@ -83,6 +83,9 @@ def test_a_noise_floor_below_every_cell_is_named_and_one_above_all_too():
     above = describe_heatmap(rows.assign(delta_d=1e-4))
 
     assert "Every cell lies above the noise floor (0.006)." in below.caption
+    # Of the base itself every drift is 0, which is above no floor.
+    start = rows.assign(delta_d=rows["step"].map({10: 0.0}).fillna(0.5), step=rows["step"] - 10)
+    assert "Every cell after step 0 lies above" in describe_heatmap(start).caption
     assert not any(struck(p) for p in below.panels)
     assert "All cells are struck through" in above.caption
     assert sum(len(struck(p)) for p in above.panels) == len(rows)
