@@ -115,6 +115,7 @@ def _plot(options: argparse.Namespace) -> None:
     _check_ending(figure, options.out, chosen)
     runs, belonging = _find(figure, options.runs)
     rows: list[Any] = [_read(figure, table, runs, chosen) for table in figure.reads]
+    _refuse_unknown(figure, chosen, rows)
     if figure.name == TABLE:
         command = figures.plot_command(TABLE, options.runs, options.out, **chosen)
         table = _function(figure)(*rows, **belonging, **chosen)
@@ -221,6 +222,22 @@ def _read(
             frame = _read_arrays(figure, run, chosen, columns)
         frames.append(frame.assign(run=label))
     return pd.concat(frames, ignore_index=True)
+
+
+def _refuse_unknown(
+    figure: Figure, chosen: Mapping[str, Any], rows: Sequence[pd.DataFrame]
+) -> None:
+    """Refuse a column that no table has, and name those there are.
+
+    The figure knows only the columns that were read for it: the one asked for, and the floors.
+    """
+    from spectra.store import DRIFT_QUANTITIES, TRAINING_QUANTITIES
+
+    column = chosen.get("column")
+    if figure.name == "kappa-ratio" or column is None or any(column in table for table in rows):
+        return
+    known = [*DRIFT_QUANTITIES, *(TRAINING_QUANTITIES if "training" in figure.reads else ())]
+    raise ValueError(f"There is no column {column}; {figure.name} draws {', '.join(known)}.")
 
 
 def _read_arrays(

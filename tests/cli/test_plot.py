@@ -214,6 +214,8 @@ def test_wrong_usage_is_one_line_and_status_2(
             "layers 0-2",
         ),
         (["spectrum", "sorsa-1", "--steps", "1-9", "--out", "a.pdf"], "steps 10-30"),
+        (["curves", "sorsa-1", "--column", "delta_s", "--out", "a.pdf"], "delta_sigma, delta_d"),
+        (["compare", "sorsa-1", "--column", "lost", "--out", "a.pdf"], "loss, grad_norm"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(
