@@ -271,6 +271,12 @@ def hand_over(name: str, memory: str) -> None:
         remembered[memory] = remembered[name][:1]
 
 
+def asked_for(name: str, memory: str = "") -> list[str]:
+    """Return what the link or the user asks for of a choice, whether there is such an option."""
+    remembered = st.session_state.get(_MEMORY, {})
+    return [value for value in remembered.get(memory or name, []) if value]
+
+
 def set_step(step: int, steps: Sequence[int], name: str = "step") -> None:
     """Choose one of the recorded `steps` for the user; the last is "whichever is the last"."""
     set_choice(name, *([] if step == max(steps) else [step]))

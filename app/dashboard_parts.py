@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
-from dashboard_choices import choose_flag, choose_many, choose_one, hand_over
+from dashboard_choices import asked_for, choose_flag, choose_many, choose_one, hand_over
 from dashboard_markup import escape, one_line
 from dashboard_rows import quoted, warn
 from dashboard_runs import RunEntry, list_runs, root_folder
@@ -22,6 +22,7 @@ _REFRESH_SECONDS = 3
 _IDLE_SECONDS = 20
 _STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
 _PROBLEMS_SHOWN = 3
+_LONGEST_NAME = 255  # of a folder; a link may hold anything
 RUNS_SHOWN = 8
 """Runs that a page shows before the user chose: more are a wall of small panels."""
 
@@ -126,13 +127,18 @@ def open_page(
             # Of those chosen where a page shows several; and looking at one leaves them chosen.
             hand_over("run", "one run")
             chosen = [choose_one("run", "Run", list(labels), memory="one run")]
+            asked = asked_for("run", "one run")
         else:
             chosen = choose_many("run", "Runs", list(labels), default=list(labels)[:at_most])
+            asked = asked_for("run")
             if len(chosen) < len(labels):
                 st.caption(f"{len(chosen)} of {len(labels)} runs shown.")
         # st.text, not Markdown: a run's name is shown as it is.
         if told := "\n".join(filter(None, (_tell_state(labels[label]) for label in chosen))):
             st.text(told)
+    # Those of another sweep, and of unreadable ones that are told above, are there.
+    there = {*labels, *(name for e in listing.entries for name in (e.label, e.path.name))}
+    _tell_gone([name for name in asked if name not in there])
     if not chosen:
         st.info("Choose at least one run in the sidebar.")
         st.stop()
@@ -219,6 +225,14 @@ def _tell_problems(listing: Listing) -> None:
             st.warning(f"{more} more runs cannot be read: the Overview says why.")
     for problem in listing.problems:
         st.warning(f"A sweep is not shown as one: {escape(problem)}")
+
+
+def _tell_gone(names: Sequence[str]) -> None:
+    """Say which of the runs that a link names are not there: others stand in their place."""
+    for name in names[:_PROBLEMS_SHOWN]:
+        st.warning(f"There is no run {escape(name[:_LONGEST_NAME])} here, or no longer\\.")
+    if more := len(names[_PROBLEMS_SHOWN:]):
+        st.warning(f"Nor {more} more of those that were chosen.")
 
 
 def _watch(

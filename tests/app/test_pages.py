@@ -181,6 +181,21 @@ def test_a_run_that_vanishes_under_the_page_is_said(tmp_path, page, monkeypatch)
     assert "There are no runs" in said(test)
 
 
+@pytest.mark.parametrize("page", [page for page in EVERY_PAGE if page != "overview"])
+def test_a_run_in_whose_place_another_is_drawn_is_said_to_be_gone(tmp_path, page):
+    for name in ("a", "b*"):
+        write_run(tmp_path, name, arrays=True)
+    test = open_page(tmp_path, page, run="b*")
+    assert "no longer" not in said(test)
+
+    shutil.rmtree(tmp_path / "b*")
+    test = look_again(test)
+
+    assert not test.exception and not test.error
+    assert r"There is no run b\* here, or no longer" in said(test)
+    assert len(drawn(test)) == 1
+
+
 @pytest.mark.parametrize("page", ["overview", *PAGES])
 def test_what_a_link_leads_out_of_root_is_named_and_not_read(tmp_path, page):
     root = tmp_path / "root"
