@@ -68,8 +68,8 @@ def size_sentence(groups: Sequence[Group]) -> str:
             f"{layers[widest]}."
         )
     return (
-        "As for “large” and “small” values (PiSSA, MiLoRA), medians over matrices and ranges: "
-        + " ".join(sentences)
+        "As for “large” and “small” values (PiSSA, MiLoRA), medians over matrices and ranges, gaps "
+        f"among the first {_INNER:.0%} of the indices: " + " ".join(sentences)
     )
 
 
@@ -101,8 +101,9 @@ def within_sentence(groups: Sequence[Group], within: tuple[float, float] | None)
 
 def share_within(sigma: Floats, within: tuple[float, float]) -> float:
     """Return the share of singular values in a range, both ends included."""
-    # As the values are stored: 1.1 is no float32.
-    low, high = np.asarray(within, dtype=np.float32).astype(np.float64)
+    # As the values are stored: 1.1 is no float32, and an end beyond them all is infinite.
+    with np.errstate(over="ignore"):
+        low, high = np.asarray(within, dtype=np.float32).astype(np.float64)
     return float(np.mean((sigma >= low) & (sigma <= high)))
 
 

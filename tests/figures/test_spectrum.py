@@ -211,7 +211,12 @@ def test_a_range_is_marked_in_the_other_views():
 
 @pytest.mark.parametrize(
     ("within", "words", "sides"),
-    [((0.1, np.inf), "From 0.1 up lie 100%", (0.1, None)), ((0, 1.1), "Up to 1.1", (None, 1.1))],
+    [
+        ((0.1, np.inf), "From 0.1 up lie 100%", (0.1, None)),
+        ((0, 1.1), "Up to 1.1", (None, 1.1)),
+        # Beyond what float32 holds: nothing to warn of.
+        ((0.1, 1e39), "From 0.1 to 1e+39 lie 100%", (0.1, 1e39)),
+    ],
 )
 def test_a_range_may_be_open(within, words, sides):
     rows = spectra_rows([falling(50, decades=0.9)])
@@ -238,6 +243,7 @@ def test_the_caption_says_how_large_and_small_values_differ():
     assert "σ₁/σₖ 47 (1–93)" in caption
     held = (93**2 + 15) / (93**2 + 31)
     assert f"the 16 largest hold {50 * (held + 0.5):.3g}% (50%–{100 * held:.3g}%)" in caption
+    assert "gaps among the first 95% of the indices: " in caption
     assert "widest gap σᵢ/σᵢ₊₁ 47 (1–93), at most at i = 1 of layer 0." in caption
 
 
