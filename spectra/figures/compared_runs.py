@@ -149,7 +149,7 @@ def align(
     how = f": {_HOW_TO_COUNT}" if by == "tokens" else ""
     if not aligned:
         raise ValueError(
-            f"No run has a recorded {what} at the steps of its values, so they cannot be aligned "
+            f"No run has recorded {what} at the steps of its values, so they cannot be aligned "
             f'by it{how}. Choose by="step".'
         )
     return aligned, f"Left out, without recorded {what}: {listed(without)}." if without else ""

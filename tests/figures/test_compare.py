@@ -314,7 +314,7 @@ def test_seeds_without_a_common_range_have_no_mean() -> None:
         ("layer", {}, "Neither drift nor training has a column layer"),
         ("delta_d", {"by": "epoch"}, "by must be one of step, tokens, loss, seconds"),
         ("loss", {"by": "loss"}, "loss against itself"),
-        ("delta_d", {"by": "seconds"}, "No run has a recorded time"),
+        ("delta_d", {"by": "seconds"}, "No run has recorded time"),
         ("delta_d", {"modules": ["k_proj"]}, "No drift rows match"),
         ("lr", {}, "No run has a recorded lr"),
         ("text", {}, "holds no numbers"),
