@@ -17,8 +17,12 @@ def left_out_sentence(rows: pd.DataFrame, drift: pd.DataFrame, columns: Iterable
     A run analysed with ``--values-only`` has no ΔD: without a word its panel would just be missing.
     """
     drawn = {str(run) for run in rows["run"].unique()}
-    without = [clean(run) for run in drift["run"].unique() if str(run) not in drawn]
+    without = [run for run in drift["run"].unique() if str(run) not in drawn]
     if not without:
         return ""
-    symbols = " and ".join(label_of(column).symbol for column in columns)
-    return f"Without {symbols} in what is chosen, so not drawn: {listed(without)}."
+    theirs = drift[drift["run"].isin(without)]
+    columns = list(columns)
+    lacking = [c for c in columns if theirs[c].isna().any()] or columns
+    symbols = " and ".join(label_of(column).symbol for column in lacking)
+    names = listed([clean(run) for run in without])
+    return f"Without {symbols} in what is chosen, so not drawn: {names}."

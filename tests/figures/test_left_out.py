@@ -28,7 +28,7 @@ def test_a_run_of_values_only_is_named_where_vectors_are_drawn(describe):
 
     caption = describe(pd.concat([whole, values_only], ignore_index=True)).caption
 
-    assert "ΔD in what is chosen, so not drawn: values-only." in caption
+    assert "Without ΔD in what is chosen, so not drawn: values-only." in caption
     assert "not drawn" not in describe(whole).caption
 
 
