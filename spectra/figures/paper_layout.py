@@ -246,6 +246,9 @@ def wrap(text: str, room: float, preset: Preset, size: float, most: int | None =
             end = max(
                 1, bisect.bisect(range(1, len(word)), False, key=lambda n: not fits(word[:n]))
             )
+            # Rather after a joint of its own: "sorsa-noreg-" and "seed0", not "seed" and "0".
+            joint = 1 + max(word.rfind(mark, 0, end) for mark in "-_/")
+            end = joint if joint > end // 2 else end
             lines.append(word[:end])
             word = word[end:]
         lines.append(word)

@@ -535,3 +535,17 @@ def test_a_panel_longer_than_the_page_allows_is_made_lower():
     many = replace(many_runs(20, 2), columns=1)
 
     assert draw(many).get_size_inches()[1] < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("sorsa-noreg-seed0", ["sorsa-noreg-", "seed0"]), ("w" * 24, None), ("a-" + "w" * 24, None)],
+)
+def test_a_long_name_is_broken_after_a_joint_where_it_has_one(name, lines):
+    preset = style.PRESETS["icml-1"]
+    room = text_width("sorsa-noreg-see", preset, preset.size)
+
+    found = wrap(name, room, preset, preset.size)
+
+    assert "".join(found) == name and found == (lines or found)
+    assert all(text_width(line, preset, preset.size) <= room for line in found)
