@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ADDRESS = "127.0.0.1"
@@ -63,7 +60,7 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
 
 
 def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> int:
-    """Serve the dashboard until it is interrupted or terminated; the server ends with it.
+    """Serve the dashboard until it is interrupted.
 
     Parameters
     ----------
@@ -90,7 +87,7 @@ def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> 
     command = dashboard_command(root, address, port)
     url = f"http://{address}:{port}"
     print(f"Dashboard over {root}: {url} (Ctrl-C ends it)", flush=True)
-    with subprocess.Popen(command) as server, _terminated_as_interrupted():
+    with subprocess.Popen(command) as server:
         try:
             if sys.stdout.isatty() and address == ADDRESS:
                 webbrowser.open(url)
@@ -99,19 +96,6 @@ def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> 
             server.terminate()
             server.wait()
             return 0
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM, which else would leave the server behind on its port."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def require_streamlit() -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,27 +40,3 @@ def test_the_server_loads_what_the_first_page_needs_before_it_is_asked() -> None
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM to catch")
-def test_the_server_ends_with_the_command(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
-        port = probe.getsockname()[1]
-    serving = f"serve({str(tmp_path)!r}, port={port})"
-    code = f"from spectra.dashboard import serve; raise SystemExit({serving})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as command:
-        patience = time.monotonic() + 60
-        while not answers(port) and time.monotonic() < patience:
-            time.sleep(0.1)
-        assert answers(port)
-
-        command.send_signal(signal.SIGTERM)
-
-        assert command.wait(timeout=60) == 0
-        assert not answers(port)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((ADDRESS, port)) == 0
