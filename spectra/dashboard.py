@@ -40,6 +40,9 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
         # Streamlit's own red reads as a warning; these stand apart from either ground.
         "theme.light.primaryColor": "#1f6f8b",
         "theme.dark.primaryColor": "#4aa3c0",
+        # The ground that the figures' dark colours were chosen on; insets are filled with it.
+        "theme.dark.backgroundColor": "#0e1117",
+        "theme.dark.secondaryBackgroundColor": "#262730",
         # No page means to show a bare string or value of its script.
         "runner.magicEnabled": "false",
         # Python collects garbage anyway; a full round after every choice would delay the next.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spectra.dashboard import ADDRESS, dashboard_command
+from spectra.figures.screen_marks import ground
 
 
 def flags(command: list[str]) -> dict[str, str]:
@@ -23,6 +24,13 @@ def test_it_serves_this_machine_and_shows_no_trace(tmp_path: Path) -> None:
     assert flags(command)["--client.showErrorDetails"] == "none"
     assert flags(command)["--browser.gatherUsageStats"] == "false"
     assert command[-2:] == ["--", str(tmp_path.resolve())]
+
+
+def test_a_dark_page_is_the_ground_of_dark_figures(tmp_path: Path) -> None:
+    """Insets are filled with it, and the palette was chosen on it."""
+    given = flags(dashboard_command(tmp_path, ADDRESS, 8501))
+
+    assert given["--theme.dark.backgroundColor"] == ground(True)
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
