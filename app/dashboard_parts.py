@@ -22,7 +22,7 @@ _REFRESH_SECONDS = 3
 _IDLE_SECONDS = 20
 _STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
 _PROBLEMS_SHOWN = 3
-RUNS_SHOWN = 8
+RUNS_SHOWN = 6
 """Runs that a page shows before the user chose: more are a wall of small panels."""
 
 

@@ -51,8 +51,12 @@ from spectra.figures.trajectory_marks import (
 
 # On shared axes a panel that uses less than this part of both axes gets an enlarged inset.
 _INSET_BELOW = 0.4
-# Mean paths get this part of the points, the layers' paths the rest.
-_MEANS_SHARE = 0.25
+# Points of the mean paths and of the layers' faint ones, over all panels: a browser draws them
+# in a twentieth of a second.
+_MOST_MEAN_POINTS, _MOST_PATH_POINTS = 4_000, 8_000
+# In more panels than these each is small, and fewer numbers can be told apart.
+_LARGE_PANELS = 4
+_MOST_NUMBERS_OF_MANY = 1_000
 # More numbers than this at one step, over all panels, and only some of the layers are numbered.
 _MOST_AT_ONCE = 1_000
 # More numbers than this in the one panel of all runs hide one another and the paths.
@@ -217,15 +221,16 @@ def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
     every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
-        numbers = run.drawn(-(-run.matrices // every), MOST_NUMBERS / len(runs), look.until)
+        most = MOST_NUMBERS if len(runs) <= _LARGE_PANELS else _MOST_NUMBERS_OF_MANY
+        numbers = run.drawn(-(-run.matrices // every), most / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
-        points = (1 - _MEANS_SHARE) * MOST_LINE_POINTS / pairs - 2 * run.matrices
+        points = _MOST_PATH_POINTS / pairs - 2 * run.matrices
         paths = run.drawn(run.matrices, points, look.until)
         numbered.append(int(numbers.sum()))
         pathed.append(int(paths.sum()))
         limits = common if shared else run.limits
         behind = (*ground(run, limits), *layer_paths(run, look, paths))
-        means = mean_paths(run, look, _MEANS_SHARE * MOST_LINE_POINTS / pairs)
+        means = mean_paths(run, look, _MOST_MEAN_POINTS / pairs)
         inset = None
         # Where an inset shows the numbers, the small view shows the paths alone.
         marks: tuple[Mark, ...] = (*behind, *means)
