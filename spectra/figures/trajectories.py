@@ -52,11 +52,11 @@ from spectra.figures.trajectory_marks import (
 # On shared axes a panel that uses less than this part of both axes gets an enlarged inset.
 _INSET_BELOW = 0.4
 # Points of the mean paths and of the layers' faint ones, over all panels: a browser draws them
-# in a twentieth of a second.
-_MOST_MEAN_POINTS, _MOST_PATH_POINTS = 4_000, 8_000
+# in some hundredths of a second.
+_MOST_MEAN_POINTS, _MOST_PATH_POINTS = 3_000, 5_000
 # In more panels than these each is small, and fewer numbers can be told apart.
 _LARGE_PANELS = 4
-_MOST_NUMBERS_OF_MANY = 1_000
+_MOST_NUMBERS_OF_MANY = 600
 # More numbers than this at one step, over all panels, and only some of the layers are numbered.
 _MOST_AT_ONCE = 1_000
 # More numbers than this in the one panel of all runs hide one another and the paths.
