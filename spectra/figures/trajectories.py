@@ -54,7 +54,7 @@ _INSET_BELOW = 0.4
 # Points of the mean paths and of the layers' faint ones, over all panels: a browser draws them
 # in some hundredths of a second.
 _MOST_MEAN_POINTS, _MOST_PATH_POINTS = 3_000, 5_000
-# In more panels than these each is small, and fewer numbers can be told apart.
+# In more panels than these each is small: where some numbers must go, fewer can be told apart.
 _LARGE_PANELS = 4
 _MOST_NUMBERS_OF_MANY = 600
 # More numbers than this at one step, over all panels, and only some of the layers are numbered.
@@ -219,9 +219,11 @@ def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
     ]
     pairs = len(runs) + sum(small)
     every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
+    points_in_all = sum(run.matrices * len(run.block.steps) for run in runs)
+    thin = len(runs) > _LARGE_PANELS and points_in_all > MOST_NUMBERS
+    most = _MOST_NUMBERS_OF_MANY if thin else MOST_NUMBERS
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
-        most = MOST_NUMBERS if len(runs) <= _LARGE_PANELS else _MOST_NUMBERS_OF_MANY
         numbers = run.drawn(-(-run.matrices // every), most / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
         points = _MOST_PATH_POINTS / pairs - 2 * run.matrices
