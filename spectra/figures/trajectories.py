@@ -219,14 +219,16 @@ def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
     ]
     pairs = len(runs) + sum(small)
     every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
-    points_in_all = sum(run.matrices * len(run.block.steps) for run in runs)
-    thin = len(runs) > _LARGE_PANELS and points_in_all > MOST_NUMBERS
+    all_points = sum(run.matrices * len(run.block.steps) for run in runs)
+    thin = len(runs) > _LARGE_PANELS and all_points > MOST_NUMBERS
     most = _MOST_NUMBERS_OF_MANY if thin else MOST_NUMBERS
+    # Paths of few steps are drawn whole.
+    path_points = _MOST_PATH_POINTS if all_points > _MOST_PATH_POINTS else MOST_LINE_POINTS
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
         numbers = run.drawn(-(-run.matrices // every), most / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
-        points = _MOST_PATH_POINTS / pairs - 2 * run.matrices
+        points = path_points / pairs - 2 * run.matrices
         paths = run.drawn(run.matrices, points, look.until)
         numbered.append(int(numbers.sum()))
         pathed.append(int(paths.sum()))
