@@ -23,7 +23,7 @@ _IDLE_SECONDS = 20
 _STATE_MARKS = {"growing": "● growing", "interrupted": "◌ interrupted"}
 _PROBLEMS_SHOWN = 3
 _LONGEST_NAME = 255  # of a folder; a link may hold anything
-RUNS_SHOWN = 8
+RUNS_SHOWN = 6
 """Runs that a page shows before the user chose: more are a wall of small panels."""
 
 

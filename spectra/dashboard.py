@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 import webbrowser
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ADDRESS = "127.0.0.1"
 FIRST_PORT = 8501
 _PORTS_TRIED = 50
+# Tells the server's process which page to open once it answers.
+_OPEN = "SPECTRA_OPEN_PAGE"
+_START_SECONDS = 30.0
 
 
 def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
@@ -40,6 +46,9 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
         # Streamlit's own red reads as a warning; these stand apart from either ground.
         "theme.light.primaryColor": "#1f6f8b",
         "theme.dark.primaryColor": "#4aa3c0",
+        # The ground that the figures' dark colours were chosen on; insets are filled with it.
+        "theme.dark.backgroundColor": "#0e1117",
+        "theme.dark.secondaryBackgroundColor": "#262730",
         # No page means to show a bare string or value of its script.
         "runner.magicEnabled": "false",
         # Python collects garbage anyway; a full round after every choice would delay the next.
@@ -60,7 +69,7 @@ def dashboard_command(root: Path | str, address: str, port: int) -> list[str]:
 
 
 def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> int:
-    """Serve the dashboard until it is interrupted.
+    """Serve the dashboard until it is interrupted, in this process' place where that is possible.
 
     Parameters
     ----------
@@ -87,10 +96,14 @@ def serve(root: Path | str, address: str = ADDRESS, port: int | None = None) -> 
     command = dashboard_command(root, address, port)
     url = f"http://{address}:{port}"
     print(f"Dashboard over {root}: {url} (Ctrl-C ends it)", flush=True)
-    with subprocess.Popen(command) as server:
+    environment = dict(os.environ)
+    if sys.stdout.isatty() and address == ADDRESS:
+        environment[_OPEN] = url
+    if os.name == "posix":
+        # The server takes this process' place: its memory, and a signal goes where it is meant to.
+        os.execve(command[0], command, environment)
+    with subprocess.Popen(command, env=environment) as server:
         try:
-            if sys.stdout.isatty() and address == ADDRESS:
-                webbrowser.open(url)
             return server.wait()
         except KeyboardInterrupt:
             server.terminate()
@@ -137,7 +150,23 @@ def _run_streamlit() -> None:
     from streamlit.web import cli
 
     threading.Thread(target=_load_libraries, name="spectra-loading", daemon=True).start()
+    if page := os.environ.pop(_OPEN, ""):
+        threading.Thread(target=_open_page, args=(page,), name="spectra-page", daemon=True).start()
     cli.main(prog_name="streamlit")
+
+
+def _open_page(url: str) -> None:
+    """Open the dashboard in the user's browser, as soon as the server answers."""
+    parts = urlsplit(url)
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((parts.hostname or ADDRESS, parts.port or 0), 1).close()
+        except OSError:
+            time.sleep(0.1)
+            continue
+        webbrowser.open(url)
+        return
 
 
 def _load_libraries() -> None:

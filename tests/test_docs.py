@@ -12,6 +12,10 @@ import pytest
 import torch
 
 from spectra.cli import _parser, main
+from spectra.cli.plot import read_options
+from spectra.figures.options import FIGURES, figure_called
+from spectra.figures.style import PRESETS
+from spectra.store import DRIFT_QUANTITIES, SPECTRUM_ARRAYS, TRAINING_QUANTITIES
 from spectra.training import METHODS, preset
 from tests.helpers import shake, tiny_llama, tiny_model_folder, train_steps
 from tests.training.tiny_runs import trained_parameters
@@ -105,3 +109,38 @@ def test_its_python_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert os.path.isdir("runs/mine/drift")
     trained = [p for p in scope["model"].parameters() if p.requires_grad]
     assert trained and all(isinstance(p, torch.nn.Parameter) for p in trained)
+
+
+@pytest.mark.parametrize("name", ["dashboard", "figures"])
+def test_the_commands_and_links_of_other_pages_hold(name: str) -> None:
+    """Each command is one that is read to its end; each picture and page is there."""
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    written = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in written for line in block.splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "spectra"
+        options = _parser().parse_args(words[1:])
+        if words[1] == "plot":
+            read_options(figure_called(options.figure), options)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / "docs" / target).exists(), target
+
+
+def test_the_pages_of_figures_are_complete() -> None:
+    text = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
+    told = text.partition("## Presets")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \| ", told, re.M) == list(FIGURES)
+    presets = re.findall(r"^\| `([a-z0-9-]+)` \| ([\d.]+) (in|cm) \|", text, re.M)
+    assert [name for name, _, _ in presets] == list(PRESETS)
+    for name, width, unit in presets:
+        inches = float(width) / (2.54 if unit == "cm" else 1)
+        assert inches == pytest.approx(PRESETS[name].width)
+
+
+def test_the_tables_columns_are_told() -> None:
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    for column in (*DRIFT_QUANTITIES, *SPECTRUM_ARRAYS, *TRAINING_QUANTITIES):
+        assert f"`{column}`" in text, column

@@ -49,6 +49,11 @@ for entry in entries:
     )
 table = pd.DataFrame(rows)
 nothing = [name for name in ("problem", "recorded", "base") if not table[name].any()]
+bases = set(table.loc[table["problem"] == "", "base"])
+# Said once: at a laptop's width the table ends before this column.
+one_base = len(bases) == 1 and len(rows) > 1 and "base" not in nothing
+if one_base:
+    nothing.append("base")
 table = table.drop(columns=nothing)
 
 number, line = st.column_config.NumberColumn, st.column_config.LineChartColumn
@@ -97,6 +102,8 @@ told = zip(entries, (str(row["problem"]) for row in rows), strict=True)
 for entry, problem in [pair for pair in told if pair[1]][:_PROBLEMS_TOLD]:
     warn(entry, problem)
 
+if one_base:
+    st.caption(f"All of them start from the base {escape(*bases)}\\.")
 picked = [entries[i] for i in chosen["selection"]["rows"] if i < len(entries)]
 usable = [entry.label for entry in picked if not entry.problem]
 if not usable:

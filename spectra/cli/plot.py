@@ -45,13 +45,14 @@ class _FigureParser(argparse.ArgumentParser):
 
 
 def _add_figures(command: argparse.ArgumentParser) -> None:
-    from spectra.figures.options import FIGURES
+    from spectra.figures.options import FIGURES, TABLE
 
     kinds = command.add_subparsers(
         required=True, metavar="FIGURE", dest="figure", parser_class=_FigureParser
     )
     for figure in FIGURES.values():
-        words = ["spectra", "plot", figure.name, *figure.example, "--out", f"{figure.name}.pdf"]
+        ending = ".tex" if figure.name == TABLE else ".pdf"
+        words = ["spectra", "plot", figure.name, *figure.example, "--out", figure.name + ending]
         parser = kinds.add_parser(
             figure.name,
             help=figure.help,

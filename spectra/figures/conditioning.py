@@ -156,7 +156,7 @@ def describe_conditioning(
     split = len(order) > 1 and fullest > _MOST_LINES
     by_dash = len(order) > 1 and not split
     x = horizontal("step", "step", [c.over.steps for c in curves], integer=True)
-    panels, notes, shaded = [], [], False
+    panels, notes, shaded = [], [], []
     for column in filled:
         label, of_column = label_of(column), [c for c in curves if c.column == column]
         groups = [of_column]
@@ -172,14 +172,14 @@ def describe_conditioning(
             marks = _marks(group, titles, order, scale, bands, by_dash)
             panels.append(Panel(title, x, y, marks))
             notes.append(f"{title}: {scale.below}" if scale.below else "")
-        shaded = shaded or bands
+        shaded += [label.symbol] if bands else []
     return Chart(
         panels=tuple(panels),
         entries=_entries(curves, titles, order, by_dash),
         reading="κ = 1 is best conditioned; an orthonormality error of 0 is exact.",
         caption=sentences(
             _centre_sentence(filled),
-            "Shaded: smallest to largest layer." if shaded else "",
+            _shading_sentence(shaded, len(filled)),
             *notes,
             *_missing_sentences(runs, columns, filled),
             _infinite(rows, filled),
@@ -188,6 +188,14 @@ def describe_conditioning(
         link_x=True,
         columns=len(order) if split and len(order) <= _MOST_COLUMNS else None,
     )
+
+
+def _shading_sentence(shaded: Sequence[str], panels: int) -> str:
+    """Say what the bands are, and of which quantities where only some have them."""
+    if not shaded:
+        return ""
+    which = "" if len(shaded) == panels else f" ({', '.join(shaded)})"
+    return f"Shaded{which}: smallest to largest layer."
 
 
 def _filled(rows: pd.DataFrame, columns: Sequence[str]) -> list[str]:

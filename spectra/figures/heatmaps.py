@@ -44,6 +44,8 @@ MOST_COLUMNS = 60
 """Columns of cells in a panel: more are narrower than they can be told apart."""
 MOST_CELLS = 30_000
 """Cells of a figure: a click must find every one."""
+# Up to so many steps every column is named; round numbers between them would name none.
+_MOST_TICKS = 6
 _RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
 # Beyond two decades a linear scale shows the largest cells only.
 _LOG_FROM_RATIO = 100.0
@@ -159,6 +161,8 @@ def describe_heatmap(
     nothing = sum(values.size for _, values, _ in cells) - len(shown)
     ends = [_edges(x) for x, *_ in cells]
     across = (min(float(e[0]) for e in ends), max(float(e[-1]) for e in ends))
+    at = np.unique(np.concatenate([x for x, *_ in cells]))
+    ticks = tuple((float(s), str(int(s))) for s in at) if len(at) <= _MOST_TICKS else ()
     panels, under, known = [], 0, 0
     for (run, title, module, *_), (x, values, below) in zip(thinned, cells, strict=True):
         under += int(below.sum())
@@ -176,7 +180,7 @@ def describe_heatmap(
         panels.append(
             Panel(
                 title=name,
-                x=Axis("step", "step", across, integer=True),
+                x=Axis("step", "step", across, integer=True, ticks=ticks),
                 y=Axis("layer", "layer", (first - 0.5, last + 0.5), integer=True),
                 marks=marks,
             )

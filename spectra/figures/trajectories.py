@@ -52,8 +52,12 @@ from spectra.figures.trajectory_marks import (
 
 # On shared axes a panel that uses less than this part of both axes gets an enlarged inset.
 _INSET_BELOW = 0.4
-# Mean paths get this part of the points, the layers' paths the rest.
-_MEANS_SHARE = 0.25
+# Points of the mean paths and of the layers' faint ones, over all panels: a browser draws them
+# in some hundredths of a second.
+_MOST_MEAN_POINTS, _MOST_PATH_POINTS = 3_000, 5_000
+# In more panels than these each is small: where some numbers must go, fewer can be told apart.
+_LARGE_PANELS = 4
+_MOST_NUMBERS_OF_MANY = 600
 # More numbers than this at one step, over all panels, and only some of the layers are numbered.
 _MOST_AT_ONCE = 1_000
 # More numbers than this in the one panel of all runs hide one another and the paths.
@@ -220,17 +224,22 @@ def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
     ]
     pairs = len(runs) + sum(small)
     every = -(-sum(run.matrices for run in runs) // _MOST_AT_ONCE)
+    all_points = sum(run.matrices * len(run.block.steps) for run in runs)
+    thin = len(runs) > _LARGE_PANELS and all_points > MOST_NUMBERS
+    most = _MOST_NUMBERS_OF_MANY if thin else MOST_NUMBERS
+    # Paths of few steps are drawn whole.
+    path_points = _MOST_PATH_POINTS if all_points > _MOST_PATH_POINTS else MOST_LINE_POINTS
     panels, numbered, pathed = [], [], []
     for run, enlarge in zip(runs, small, strict=True):
-        numbers = run.drawn(-(-run.matrices // every), MOST_NUMBERS / len(runs), look.until)
+        numbers = run.drawn(-(-run.matrices // every), most / len(runs), look.until)
         # Beside its steps, a path has the origin and the gap after it.
-        points = (1 - _MEANS_SHARE) * MOST_LINE_POINTS / pairs - 2 * run.matrices
+        points = path_points / pairs - 2 * run.matrices
         paths = run.drawn(run.matrices, points, look.until)
         numbered.append(int(numbers.sum()))
         pathed.append(int(paths.sum()))
         limits = common if shared else run.limits
         behind = (*ground(run, limits), *layer_paths(run, look, paths))
-        means = mean_paths(run, look, _MEANS_SHARE * MOST_LINE_POINTS / pairs)
+        means = mean_paths(run, look, _MOST_MEAN_POINTS / pairs)
         inset = None
         # Where an inset shows the numbers, the small view shows the paths alone.
         marks: tuple[Mark, ...] = (*behind, *means)

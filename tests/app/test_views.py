@@ -69,6 +69,24 @@ def test_the_overview_tells_where_every_run_stands(tmp_path):
     assert dict(test.query_params) == {"of": "v_proj"}
 
 
+def test_the_overview_says_once_what_all_runs_start_from(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path, name).update_settings(base={"name": "some/<b>model"})
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.json").write_text("{")
+
+    test = open_page(tmp_path, "overview")
+
+    assert "base" not in table(test)
+    assert "start from the base some\\/\\<b\\>model" in said(test)
+
+    write_run(tmp_path, "d").update_settings(base={"name": "other"})
+    assert list(table(open_page(tmp_path, "overview"))["base"]) == ["some/<b>model"] * 2 + [
+        "",
+        "other",
+    ]
+
+
 def test_the_overview_shows_a_sweeps_progress(tmp_path):
     write_sweep(tmp_path, failed=True)
 

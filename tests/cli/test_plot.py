@@ -12,7 +12,7 @@ import pytest
 
 from spectra import figures
 from spectra.cli import main
-from spectra.figures.options import FIGURES, plot_command
+from spectra.figures.options import FIGURES, TABLE, plot_command
 from spectra.store import Run, group_labels, read_runs
 from tests.app.pages import matrix_arrays, records
 from tests.figures.rows import drift_rows, training_rows
@@ -243,3 +243,4 @@ def test_every_figure_has_help_of_its_own(name: str, capsys: pytest.CaptureFixtu
     text = " ".join(capsys.readouterr().out.split())
     assert all(option.written in text for option in FIGURES[name].options)
     assert f"Example: spectra plot {name} " in text
+    assert Path(text).suffix == (".tex" if name == TABLE else ".pdf")

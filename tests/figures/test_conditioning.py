@@ -70,6 +70,17 @@ def test_condition_numbers_have_their_median_and_orthonormality_its_mean() -> No
         np.testing.assert_allclose(band.high, 16 + np.array([0, 10, 20, 40]))
 
 
+def test_the_caption_names_the_quantities_that_are_shaded_where_others_are_not() -> None:
+    few = describe_conditioning(rows())
+    others = pd.concat([untrained(name) for name in "bcdef"])
+    mixed = describe_conditioning(pd.concat([rows(), others]))
+
+    assert "Shaded: smallest to largest layer." in few.caption
+    assert not any(isinstance(m, Band) for m in panel_of(mixed, "κ").marks)
+    named = "κ_p, κ_u, κ_v, ‖U_pᵀU_p − I‖, ‖V_pᵀV_p − I‖"
+    assert f"Shaded ({named}): smallest to largest layer." in mixed.caption
+
+
 def test_the_median_of_an_even_number_of_layers_lies_between_the_middle_two() -> None:
     table = rows(kappa=lambda layer, step: 2.0**layer)
 
