@@ -270,7 +270,7 @@ def test_runs_of_a_sweep_are_chosen_and_labelled_together(tmp_path):
 
     test = open_page(tmp_path)
     assert not test.exception
-    assert len(choice(test, "run")) == 7
+    assert len(test.multiselect(key="choice-run").options) == 7
     assert "seed" not in table(test)
 
     test.selectbox(key="choice-sweep").set_value("sweep").run()
