@@ -49,7 +49,9 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+# Of a module, no longer: while it lives, its event loop is the thread's, and the next test to
+# start one fails.
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     from playwright.sync_api import sync_playwright

@@ -1,9 +1,8 @@
-"""Debian's Chromium, a demo store of real runs, and the dashboard as its users start it."""
+"""Fresh browser contexts, a demo store of real runs, and the dashboard as its users start it."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext
 
 HOST = "127.0.0.1"
 DEMO = ("sorsa", "sorsa-noreg", "lora")
@@ -25,28 +24,6 @@ STEPS, EVERY = 8, 2
 _START_SECONDS = 60
 
 MakeContext = Callable[..., BrowserContext]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The browser's path; without one the tests are skipped, and fail where CI=true."""
-    found = shutil.which("chromium")
-    if found is None:
-        reason = "There is no chromium on the PATH: install it with apt-get install chromium."
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[Browser]:
-    # Chromium's sandbox does not start for root, as whom CI's machines run.
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
