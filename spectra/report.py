@@ -15,13 +15,12 @@ import pandas as pd
 
 from spectra import figures
 from spectra.figures import Chart
+from spectra.figures.selection import MOST_PANELS
 from spectra.report_page import Drawing, Section, page, paragraph, table
 from spectra.store import Run, group_labels, regularized_pairs, run_names, whole_file
 
 TITLE = "What fine-tuning did to the singular spectrum"
 
-# As many as one figure shows; more are drawn in several.
-_MOST_PANELS = 16
 _UNANALYSED = "Nothing to draw: none of the runs is analysed. `spectra analyze RUN` computes it."
 _UNTRAINED = (
     "Nothing to draw: none of the runs recorded its training. A run does when trained by "
@@ -199,12 +198,12 @@ def _pieces(
     """Yield a heading, the modules and the rows of each figure that a section needs."""
     runs = list(dict.fromkeys(rows["run"]))
     modules = sorted(set(rows["module"].dropna())) if per_module else [""]
-    if len(runs) * len(modules) <= _MOST_PANELS:
+    if len(runs) * len(modules) <= MOST_PANELS:
         yield "", None, rows
         return
     for module in modules:
-        for start in range(0, len(runs), _MOST_PANELS):
-            some = runs[start : start + _MOST_PANELS]
+        for start in range(0, len(runs), MOST_PANELS):
+            some = runs[start : start + MOST_PANELS]
             last = start + len(some)
             numbers = f"runs {start + 1} to {last}" if len(some) > 1 else some[0]
             if len(runs) == len(some):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from spectra.figures.captions import listed
 from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import Floor, noise_floor
-from spectra.figures.over_layers import listed, over_layers
+from spectra.figures.over_layers import over_layers
 from spectra.figures.seeds import Series, Spread, against_loss, against_total, counted, spread
 from spectra.figures.selection import MOST_LINE_POINTS, by_run, clean, module_order, select_rows
 

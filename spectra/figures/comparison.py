@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spectra.figures.captions import listed, sentences
 from spectra.figures.chart import Axis, Band, Chart, Entry, Floats, Hover, Ink, Line, Mark, Panel
 from spectra.figures.compared_runs import (
     KEYS,
@@ -19,21 +20,18 @@ from spectra.figures.compared_runs import (
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
-from spectra.figures.labels import label_of
+from spectra.figures.labels import RATIOS, label_of
 from spectra.figures.noise import Floor, floor_marks, noise_sentence
 from spectra.figures.over_layers import (
-    RATIOS,
     Scale,
     band_on,
     centre_of,
     horizontal,
     line_on,
-    listed,
-    sentences,
     value_scale,
 )
 from spectra.figures.seeds import Spread
-from spectra.figures.selection import clean
+from spectra.figures.selection import clean, module_names
 from spectra.figures.style import dash
 
 BY = ("step", "tokens", "loss", "seconds")
@@ -141,8 +139,7 @@ def describe_compare(
         raise ValueError(f"by must be one of {', '.join(BY)}, got {by!r}.")
     if column == by:
         raise ValueError(f"{column} against itself is no comparison; choose another column or by.")
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     of_drift = column in drift and column not in KEYS
     if of_drift:
         runs, order, said = runs_of_drift(drift, column, modules, layers, steps)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spectra.figures.captions import listed, sentences
 from spectra.figures.chart import (
     Axis,
     Band,
@@ -32,15 +33,14 @@ from spectra.figures.over_layers import (
     centre_of,
     horizontal,
     line_on,
-    listed,
     over_layers,
-    sentences,
     value_scale,
 )
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     by_run,
     clean,
+    module_names,
     module_order,
     select_rows,
     thin_steps,
@@ -143,8 +143,7 @@ def describe_conditioning(
 ) -> Chart:
     """Turn rows into the chart of `conditioning`, which see."""
     columns = [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     rows = select_rows(drift, [], modules, layers, steps, keep=columns)
     filled = _filled(rows, columns)
     order = module_order(rows, modules)

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectra.figures.arrays import without_tails
+from spectra.figures.captions import sentences
 from spectra.figures.chart import (
     Axis,
     Chart,
@@ -26,29 +27,26 @@ from spectra.figures.chart import (
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
-from spectra.figures.labels import label_of
+from spectra.figures.labels import LOG_FROM_RATIO, RATIOS, label_of
 from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import floor_column, short
 from spectra.figures.selection import (
+    MOST_PANELS,
     by_run,
     clean,
+    module_names,
     module_order,
     select_rows,
     thin_steps,
     thinning_sentence,
 )
 
-MOST_PANELS = 16
-"""More panels than these are too small to be read, on paper as on a screen."""
 MOST_COLUMNS = 60
 """Columns of cells in a panel: more are narrower than they can be told apart."""
 MOST_CELLS = 30_000
 """Cells of a figure: a click must find every one."""
 # Up to so many steps every column is named; round numbers between them would name none.
 _MOST_TICKS = 6
-_RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
-# Beyond two decades a linear scale shows the largest cells only.
-_LOG_FROM_RATIO = 100.0
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,7 @@ def describe_heatmap(
     log: bool | None = None,
 ) -> Chart:
     """Turn rows into the chart of `heatmap`, which see."""
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     source = floor_column(column)
     rows = select_rows(drift, [column], modules, layers, steps, keep=[source])
     if not pd.api.types.is_numeric_dtype(rows[column]):
@@ -192,7 +189,7 @@ def describe_heatmap(
         panels=tuple(panels),
         bar=ColourBar(label.axis, scale.map, scale.limits, log=scale.log, integer=whole),
         reading=f"A cell is one layer at one step; its colour is {label.symbol}. {label.reading}",
-        caption=_join(
+        caption=sentences(
             label.reading,
             _floor_sentence(shown, column, under, known),
             scale.beyond,
@@ -299,7 +296,7 @@ def _scale(values: pd.Series, log: bool | None) -> _Scale:
         log = (
             len(positive) > 0
             and finite.min() >= 0
-            and _spread(positive, values.name in _RATIOS) > _LOG_FROM_RATIO
+            and _spread(positive, values.name in RATIOS) > LOG_FROM_RATIO
         )
     map_: Map = "size"
     notes = []
@@ -337,7 +334,3 @@ def _spread(positive: Floats, whole: bool) -> float:
     """Return the ratio of the largest to the smallest value, of all or of the middle 90%."""
     low, high = (0.0, 1.0) if whole else (0.05, 0.95)
     return float(np.quantile(positive, high) / np.quantile(positive, low))
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(s for s in sentences if s)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spectra.figures.captions import listed, sentences
 from spectra.figures.chart import (
     Axis,
     Chart,
@@ -25,12 +26,13 @@ from spectra.figures.chart import (
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
-from spectra.figures.labels import label_of
-from spectra.figures.over_layers import RATIOS, horizontal, listed, sentences
+from spectra.figures.labels import RATIOS, label_of
+from spectra.figures.over_layers import horizontal
 from spectra.figures.selection import (
     MOST_LINE_POINTS,
     by_run,
     clean,
+    module_names,
     module_order,
     select_rows,
     thin_steps,
@@ -217,7 +219,7 @@ def _parts(
         raise ValueError(
             f"The rows have no run {', '.join(map(repr, absent))}; they have {known or 'none'}."
         )
-    modules = [modules] if isinstance(modules, str) else modules
+    modules = module_names(modules)
     rows = select_rows(wanted, [], modules, layers, steps, keep=[column])
     if column not in rows:
         raise ValueError(f"The rows have no column {column}. Run `spectra analyze RUN`.")

@@ -106,6 +106,12 @@ LABELS = {
 """Label of every column that can be drawn; a column without one is called by its own name."""
 
 
+RATIOS = frozenset({"kappa", "kappa_p", "kappa_u", "kappa_v", "residual"})
+"""Columns read by their power of ten, of which one layer can be a thousand times another."""
+LOG_FROM_RATIO = 100.0
+"""Beyond two decades a linear scale shows the largest values only."""
+
+
 def label_of(column: str) -> Label:
     """Return the label of `column`."""
     return LABELS.get(column, Label(column, "", ""))

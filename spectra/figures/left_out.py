@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from spectra.figures.captions import listed
 from spectra.figures.labels import label_of
-from spectra.figures.over_layers import listed
 from spectra.figures.selection import clean
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from spectra.figures.captions import listed
 from spectra.figures.chart import Note, Zone
 from spectra.figures.labels import label_of
 from spectra.figures.selection import codes
@@ -257,7 +258,7 @@ def box_sentence(
         return f"The {floor}, is too small to be seen."
     sentence = f"Grey {' or '.join(sorted(forms))}: {floor}."
     if inside:
-        sentence += f" All of {_names(inside)} lies within it."
+        sentence += f" All of {listed(inside, _MOST_NAMES)} lies within it."
     return sentence
 
 
@@ -300,13 +301,7 @@ def _by_level(runs: Sequence[tuple[str, Floor]]) -> str:
         runs, key=lambda run: -run[1].level if run[1].level >= 0 else math.inf
     ):
         names.setdefault(short(floor.level), []).append(title)
-    return ", ".join(f"{level} ({_names(titles)})" for level, titles in names.items())
-
-
-def _names(titles: Sequence[str]) -> str:
-    if len(titles) <= _MOST_NAMES:
-        return ", ".join(titles)
-    return f"{', '.join(titles[: _MOST_NAMES - 1])} and {len(titles) - _MOST_NAMES + 1} more"
+    return ", ".join(f"{level} ({listed(titles, _MOST_NAMES)})" for level, titles in names.items())
 
 
 def _place(value: float, limits: tuple[float, float], log: bool) -> float:

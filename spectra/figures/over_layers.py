@@ -10,16 +10,11 @@ import numpy as np
 import pandas as pd
 
 from spectra.figures.chart import Axis, Floats
+from spectra.figures.labels import LOG_FROM_RATIO, RATIOS
 from spectra.figures.noise import reach
 
-RATIOS = frozenset({"kappa", "kappa_p", "kappa_u", "kappa_v", "residual"})
-"""Columns read by their power of ten, of which one layer can be a thousand times another."""
-
-# Beyond two decades a linear axis shows the largest line only.
-_LOG_FROM_RATIO = 100.0
 # A κ of orthonormal columns is 1 but for rounding: ticks that tell 1.00000001 from 1 say nothing.
 _LEAST_SPAN = 1e-3
-_MOST_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def value_scale(
         )
     if log is None:
         spread = positive.max() / positive.min() if len(positive) else 1.0
-        log = column in RATIOS and spread > _LOG_FROM_RATIO
+        log = column in RATIOS and spread > LOG_FROM_RATIO
     if log:
         low, high = float(positive.min()), float(max(positive.max(), bands.max(initial=0)))
         margin = max((high / low) ** 0.04, 1.02)
@@ -154,18 +149,6 @@ def horizontal(label: str, symbol: str, values: Iterable[Floats], *, integer: bo
     low, high = (float(found.min()), float(found.max())) if len(found) else (0.0, 1.0)
     margin = 0.02 * (high - low) or max(0.02 * abs(high), 0.5)
     return Axis(label, symbol, (low - margin, high + margin), integer=integer)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a sentence, of many the first few."""
-    if len(names) <= _MOST_NAMES:
-        return ", ".join(names)
-    return f"{', '.join(names[: _MOST_NAMES - 1])} and {len(names) - _MOST_NAMES + 1} more"
-
-
-def sentences(*parts: str) -> str:
-    """Join what there is to say."""
-    return " ".join(p for p in parts if p)
 
 
 def _finite(parts: Iterable[Floats]) -> Floats:

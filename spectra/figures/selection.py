@@ -17,6 +17,9 @@ MOST_NUMBERS = 2_000
 MOST_LINE_POINTS = 20_000
 """Points of a figure's lines; a browser draws these in about a tenth of a second."""
 
+MOST_PANELS = 16
+"""More panels than these are too small to be read, on paper as on a screen."""
+
 _LONGEST_NAME = 48
 _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 # Up to this many possible keys a table of them is faster than hashing the ones that occur.
@@ -129,6 +132,13 @@ def by_run(rows: pd.DataFrame, order: pd.DataFrame) -> Iterator[tuple[str, str, 
         else:
             title = f"{clean(method)} · {clean(run)}" if twice else clean(method)
         yield str(run), title, part
+
+
+def module_names(modules: Iterable[str] | None) -> list[str] | None:
+    """Return chosen modules as a list that can be read twice; one may come as its name alone."""
+    if modules is None:
+        return None
+    return [modules] if isinstance(modules, str) else list(modules)
 
 
 def module_order(rows: pd.DataFrame, modules: Iterable[str] | None) -> tuple[str, ...]:

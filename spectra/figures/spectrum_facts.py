@@ -128,11 +128,6 @@ def dashed_sentence(stacks: Sequence[Stack]) -> str:
     return f"Dashed: {', '.join(names)}."
 
 
-def join(*sentences: str) -> str:
-    """Return the sentences that say something, behind one another."""
-    return " ".join(s for s in sentences if s)
-
-
 def _by_module(groups: Sequence[Group]) -> Iterator[tuple[str, list[Group]]]:
     modules = list(dict.fromkeys(group.module for group in groups))
     if len(modules) > _MOST_MODULES:

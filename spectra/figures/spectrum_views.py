@@ -10,16 +10,17 @@ from typing import Any
 import pandas as pd
 
 from spectra.figures.arrays import Group, choose_arrays, groups
+from spectra.figures.captions import sentences
 from spectra.figures.chart import Chart
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
+from spectra.figures.selection import MOST_PANELS, module_names
 from spectra.figures.spectrum_counts import density_chart, share_chart
 from spectra.figures.spectrum_curves import energy_chart, values_chart
-from spectra.figures.spectrum_facts import join, size_sentence, within_sentence
+from spectra.figures.spectrum_facts import size_sentence, within_sentence
 
 WITHIN = (0.1, 1.1)
 """The range in which 99% of Gemma 2 9B's singular values were found to lie (survey note 003)."""
-MOST_PANELS = 16
 
 # Each takes the groups of every panel and a range, and gives the chart and sentences for its
 # caption.
@@ -115,8 +116,7 @@ def describe_spectrum(
         raise ValueError(
             f"within must be two numbers, 0 ≤ low < high, got {within[0]:g} to {within[1]:g}."
         )
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     within = WITHIN if within is None and view == "share" else within
     rows, empty = choose_arrays(arrays, modules, layers, steps)
     panels = len(rows[["run", "method", "module"]].drop_duplicates())
@@ -127,13 +127,13 @@ def describe_spectrum(
         )
     found = groups(rows, arrays, modules)
     stacks = [tuple(s) for _, s in groupby(found, key=lambda group: (group.run, group.title))]
-    chart, sentences = _CHARTS[view](stacks, within)
+    chart, told = _CHARTS[view](stacks, within)
     last = [stack[-1] for stack in stacks]
     return replace(
         chart,
-        caption=join(
+        caption=sentences(
             _step_sentence(last),
-            *sentences,
+            *told,
             within_sentence(last, within),
             size_sentence(last),
             f"Without singular values: {empty} of the chosen matrices." if empty else "",

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectra.figures import style
+from spectra.figures.captions import sentences
 from spectra.figures.chart import (
     Axis,
     Band,
@@ -27,7 +28,7 @@ from spectra.figures.chart import (
 )
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
-from spectra.figures.labels import label_of
+from spectra.figures.labels import LOG_FROM_RATIO, RATIOS, label_of
 from spectra.figures.left_out import left_out_sentence
 from spectra.figures.noise import floor_marks, noise_floor, noise_sentence
 from spectra.figures.scales import ValueScale, padded, spans, value_scale
@@ -38,16 +39,13 @@ from spectra.figures.selection import (
     by_run,
     clean,
     joined,
+    module_names,
     module_order,
     select_rows,
     thin_steps,
     thinning_sentence,
 )
 
-# Beyond two decades a linear axis shows the largest curve only.
-_LOG_FROM_RATIO = 100.0
-_RATIOS = ("kappa", "kappa_p", "kappa_u", "kappa_v", "residual")
-"""Columns read by their power of ten; the others keep a linear axis unless asked."""
 # More lines than this are a thicket on paper and slow on screen; the shaded range says as much.
 _MOST_LAYER_LINES = 1_000
 # Lines of one colour are drawn at once; more shades than this of a map nobody tells apart.
@@ -210,7 +208,7 @@ def describe_layer_curves(
         ),  # fmt: skip
         bar=bar,
         reading=label.reading,
-        caption=_join(
+        caption=sentences(
             f"Thick: {scale.centre} over the layers.",
             "" if some else (
                 f"Shaded: smallest to largest layer; {lines} lines of layers are too many to draw."
@@ -282,7 +280,7 @@ def describe_run_curves(
         panels=tuple(panels),
         entries=run_entries([title for _, title, _, _ in runs]),
         reading=label_of(column).reading,
-        caption=_join(
+        caption=sentences(
             f"Lines: {scale.centre} over the layers.",
             "Shaded: smallest to largest layer." if band else "",
             noise_sentence(
@@ -408,8 +406,7 @@ def _finite_rows(
     layers: Iterable[int] | None,
     steps: Iterable[int] | None,
 ) -> tuple[pd.DataFrame, tuple[str, ...], str]:
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     rows = select_rows(drift, [column], modules, layers, steps, ["sigma_noise", "d_noise"])
     if not pd.api.types.is_numeric_dtype(rows[column]):
         raise ValueError(f"The column {column} holds no numbers, so it has no curve.")
@@ -420,7 +417,7 @@ def _finite_rows(
             "so there is no curve to draw."
         )
     left_out = int((~finite).sum())
-    note = _join(
+    note = sentences(
         f"{left_out} infinite values are left out." if left_out else "",
         left_out_sentence(rows, drift, [column]),
     )
@@ -431,7 +428,7 @@ def _finite_rows(
 def _value_scale(values: pd.Series, log: bool | None, floors: Sequence[float] = ()) -> ValueScale:
     """Return the vertical axis for finite `values` and noise `floors`."""
     if log is None:
-        log = values.name in _RATIOS and spans(values, _LOG_FROM_RATIO)
+        log = values.name in RATIOS and spans(values, LOG_FROM_RATIO)
     return value_scale(str(values.name), values.to_numpy(dtype=float), log, floors)
 
 
@@ -443,7 +440,3 @@ def _step_axis(rows: pd.DataFrame) -> Axis:
 def _thinned(kept: Sequence[NDArray[Any]], found: Sequence[Blocks]) -> str:
     most = max(len(block.steps) for block in found)
     return thinning_sentence("Lines through", max(map(len, kept)), most)
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(s for s in sentences if s)

@@ -12,7 +12,7 @@ import pandas as pd
 from spectra.figures.chart import Floats
 from spectra.figures.ends import LAST_STEPS, over_seeds
 from spectra.figures.export import write_whole
-from spectra.figures.selection import by_run, clean, module_order, select_rows
+from spectra.figures.selection import by_run, clean, module_names, module_order, select_rows
 from spectra.figures.tex import DEFINITIONS, GLYPH_MACRO, escape
 
 TABLE_ENDINGS = (".tex", ".csv")
@@ -83,8 +83,7 @@ def comparison_table(
     is taken at its own last step, and the step is null. What has no value of ΔΣ and ΔD, as rows
     of ``--values-only``, has those empty.
     """
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     rows = select_rows(drift, [], modules, layers, None, keep=_DRIFT)
     absent = [c for c in ("delta_sigma", "delta_d") if c not in rows]
     if absent:

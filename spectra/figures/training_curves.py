@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectra.figures import style
+from spectra.figures.captions import sentences
 from spectra.figures.chart import Axis, Chart, Floats, Hover, Ink, Line, Mark, Panel
 from spectra.figures.drawing import draw
 from spectra.figures.export import Backend
@@ -180,7 +181,7 @@ def describe_training(
         panels=tuple(Panel(title, across, axis, marks) for title, axis, marks in panels),
         entries=run_entries([title for _, title, _ in runs]),
         reading=_reading(filled, against),
-        caption=_join(
+        caption=sentences(
             *(
                 [_averaging_sentence({c: windows[c] for c in (against, *filled)})]
                 if averaged
@@ -290,7 +291,3 @@ def _extremes(values: Floats, count: int) -> NDArray[np.intp]:
     ends = [0, len(values) - 1]
     places = np.concatenate([starts + blocks.argmin(axis=1), starts + blocks.argmax(axis=1), ends])
     return np.unique(np.minimum(places, len(values) - 1))
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(s for s in sentences if s)

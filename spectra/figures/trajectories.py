@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectra.figures import style
+from spectra.figures.captions import sentences
 from spectra.figures.chart import (
     Axis,
     Chart,
@@ -32,6 +33,7 @@ from spectra.figures.selection import (
     MOST_NUMBERS,
     by_run,
     clean,
+    module_names,
     module_order,
     select_rows,
     thinning_sentence,
@@ -172,8 +174,7 @@ def describe_trajectory(
     """Turn drift rows into the chart of `spectra.figures.trajectory`, which see."""
     if axes not in ("shared", "free"):
         raise ValueError(f'axes must be "shared" or "free", got {axes!r}.')
-    modules = [modules] if isinstance(modules, str) else modules
-    modules = None if modules is None else list(modules)
+    modules = module_names(modules)
     left_out = _without_base(drift) if relative else []
     columns = ["delta_sigma", "delta_d", *(["sigma_0_mean"] if relative else [])]
     rows = select_rows(
@@ -193,23 +194,23 @@ def describe_trajectory(
     )
     chart = _overlay(runs, look) if overlay else _panels(runs, look, axes == "shared")
     with_base = drift[drift["sigma_0_mean"].notna()] if relative else drift
-    sentences = [
+    told = [
         chart.caption,
         left_out_sentence(rows, with_base, ["delta_sigma", "delta_d"]),
     ]
     if left_out:
-        sentences.append(
+        told.append(
             f"Without the base's mean singular value, not drawn: {', '.join(left_out)}; analyse "
             "again."
         )
     if last < look.ends[1]:
-        sentences.append(f"Drawn up to step {last} of {look.ends[1]}.")
+        told.append(f"Drawn up to step {last} of {look.ends[1]}.")
     return Chart(
         panels=chart.panels,
         entries=chart.entries,
         bar=chart.bar,
         reading=_READING,
-        caption=" ".join(s for s in sentences if s),
+        caption=sentences(*told),
         link_x=chart.link_x,
         link_y=chart.link_y,
     )
@@ -275,7 +276,7 @@ def _panels(runs: Sequence[RunPaths], look: Look, shared: bool) -> Chart:
         panels=tuple(panels),
         entries=entries,
         bar=_step_bar(all_steps),
-        caption=_sentences(
+        caption=sentences(
             _lettering_sentence(look.modules),
             f"Of {every} layers one is numbered." if every > 1 else "",
             thinning_sentence("Numbers at", max(numbered), longest),
@@ -333,7 +334,7 @@ def _overlay(runs: Sequence[RunPaths], look: Look) -> Chart:
     return Chart(
         panels=(panel,),
         entries=tuple(entries),
-        caption=_sentences(
+        caption=sentences(
             what,
             _unrelated_sentence(runs, [panel]),
             box_sentence(
@@ -411,7 +412,3 @@ def _unrelated_sentence(runs: Sequence[RunPaths], panels: Sequence[Panel]) -> st
     drawn = any(isinstance(mark, Rule) for panel in panels for mark in panel.marks)
     where = "the dotted line" if drawn else "above these axes"
     return f"Unrelated bases would have ΔD ≈ {span} ({where})."
-
-
-def _sentences(*sentences: str) -> str:
-    return " ".join(s for s in sentences if s)
